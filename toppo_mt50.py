@@ -104,7 +104,7 @@ def parse_args():
         path = Path(args.resume, "checkpoint.pt") if Path(args.resume).is_dir() else Path(args.resume)
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            saved = {**checkpoint["args"], "run_dir": str(path.parent), "resume": args.resume}
+            saved = {**dict(checkpoint)["args"], "run_dir": str(path.parent), "resume": args.resume}
         except Exception as error:  # torch.load raises many kinds for files that torch.save did not write
             check(False, f"--resume {args.resume}: no run or checkpoint.pt of {SCRIPT}.py ({type(error).__name__} at {path})")
         check(checkpoint["script"] == SCRIPT, f"--resume {args.resume}: a run of {checkpoint['script']}.py; resume it with that")
@@ -143,19 +143,19 @@ def environment_worker(pipe, names, reward_version, seed):
     benchmarks = [metaworld.MT1(name, seed=seed) for name in names]  # each draws its task's 50 goals
     envs = [mt1.train_classes[name](reward_function_version=reward_version) for mt1, name in zip(benchmarks, names)]
     obs, rewards, success = np.zeros((len(envs), OBS_DIM), np.float32), np.zeros(len(envs)), np.zeros(len(envs), bool)
-    while True:
-        try:
+    try:
+        while True:
             command, values, active = pipe.recv()
-        except EOFError:  # the main process is gone
-            return
-        for i in np.flatnonzero(active):
-            if command == "reset":
-                envs[i].set_task(benchmarks[i].train_tasks[values[i]])
-                obs[i], _ = envs[i].reset()
-            else:
-                obs[i], rewards[i], _, _, info = envs[i].step(values[i])
-                success[i] = info["success"]
-        pipe.send((obs, rewards, success))
+            for i in np.flatnonzero(active):
+                if command == "reset":
+                    envs[i].set_task(benchmarks[i].train_tasks[values[i]])
+                    obs[i], _ = envs[i].reset()
+                else:
+                    obs[i], rewards[i], _, _, info = envs[i].step(values[i])
+                    success[i] = info["success"]
+            pipe.send((obs, rewards, success))
+    except (EOFError, ConnectionError):
+        pass  # the main process is gone
 
 
 class TaskEnvs:
@@ -345,15 +345,15 @@ def value_losses(values, old_values, returns, weight, args):
 
 
 def gradient_metrics(*sides):
-    """What Section 3 measures of per-task gradients. sides: actor's and critic's (name, G [K, K], w [K]), fp64 on the CPU."""
+    """What Section 3 measures of per-task gradients. sides: the actor's and the critic's (name, G [K, K], w [K]), on the CPU."""
     metrics = {}
     for side, G, w in sides:
-        norms = G.diagonal().clamp_min(1e-60).sqrt()
-        cosines, shares = G / norms.outer(norms), w * norms
-        metrics[f"{side}_gradient_norm"] = norms
-        metrics[f"gradients/{side}_log10_norm_spread"] = (norms.max() / norms.min()).log10()
+        norms = G.diagonal().sqrt()
+        cosines, shares = G / norms.outer(norms).clamp_min(1e-60), w * norms
+        spread = norms.max() / norms.masked_fill(norms == 0, math.inf).min()  # of those that the value clip leaves a gradient
+        metrics[f"{side}_gradient_norm"], metrics[f"gradients/{side}_log10_norm_spread"] = norms, spread.clamp_min(1).log10()
         metrics[f"gradients/{side}_mean_cosine"] = (cosines.sum() - cosines.trace()) / max(len(w) * (len(w) - 1), 1)
-        metrics[f"gradients/{side}_top1_share"] = shares.max() / shares.sum()
+        metrics[f"gradients/{side}_top1_share"] = shares.max() / shares.sum().clamp_min(1e-60)
         metrics[f"gradients/{side}_combined_norm"] = (w @ G @ w).clamp_min(1e-60).sqrt()
     metrics["gradients/norm_ratio"] = metrics["gradients/critic_combined_norm"] / metrics["gradients/actor_combined_norm"]
     return metrics

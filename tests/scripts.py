@@ -1,0 +1,25 @@
+"""The ladder's scripts as modules, in the paper's order, and how the tests start one as a person would."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PATHS = [
+    "vanilla_mtppo.py",
+    "ablations/ln.py",
+    "ablations/ln_popart.py",
+    "ablations/ln_fairgrad.py",
+    "ablations/ln_popart_fairgrad.py",
+    "toppo_mt50.py",
+]
+MODULES = {path: importlib.import_module(Path(path).stem) for path in PATHS}
+WITH_POPART = [m for path, m in MODULES.items() if "popart" in path or "toppo" in path]
+WITH_LAYER_NORM = [m for path, m in MODULES.items() if path != "vanilla_mtppo.py"]
+
+
+def run(path, *flags, timeout=300):
+    """Runs a script from the repository root, without PYTHONPATH. Returns the finished process."""
+    command = [sys.executable, path, "--no-cuda", *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)

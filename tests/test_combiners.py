@@ -1,0 +1,80 @@
+"""Combiners as the scripts use them: PCGrad in coefficients against the D-dimensional loop, FairGrad on real critic gradients."""
+
+import numpy as np
+import pytest
+import toppo_mt50 as toppo
+import torch
+from fairgrad_solver import solve_fairgrad
+
+
+def textbook_pcgrad(J, orders):
+    """Yu et al. (2020), Algorithm 1, on the gradients themselves; the mean of the projected gradients."""
+    projected = []
+    for i, order in enumerate(orders):
+        g = J[i].copy()
+        for j in order:
+            if j != i and g @ J[j] < 0:
+                g = g - (g @ J[j]) / (J[j] @ J[j]) * J[j]
+        projected.append(g)
+    return np.mean(projected, axis=0)
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 5, 10, 50])
+@pytest.mark.parametrize("shift", [-0.1, 0.0, 0.5])
+def test_pcgrad_in_coefficients_is_the_textbook_loop(num_tasks, shift):
+    rng = np.random.default_rng(num_tasks)
+    J = (rng.normal(size=(num_tasks, 60)) + shift) * 10.0 ** rng.uniform(-2, 2, size=(num_tasks, 1))
+    weights = toppo.pcgrad_weights(J @ J.T, np.random.default_rng(7))
+    orders = np.random.default_rng(7).permuted(np.tile(np.arange(num_tasks), (num_tasks, 1)), axis=1)
+    expected = textbook_pcgrad(J, orders)
+    np.testing.assert_allclose(weights @ J, expected, rtol=1e-9, atol=1e-9 * np.linalg.norm(expected))
+    assert (weights >= 0).all()  # Theorem C.1
+
+
+def test_pcgrad_without_conflict_is_the_mean_and_takes_zero_gradients():
+    J = np.abs(np.random.default_rng(0).normal(size=(6, 20)))
+    np.testing.assert_allclose(toppo.pcgrad_weights(J @ J.T, np.random.default_rng(0)), np.full(6, 1 / 6))
+    J[2] = 0
+    np.testing.assert_allclose(toppo.pcgrad_weights(J @ J.T, np.random.default_rng(0)), np.full(6, 1 / 6))
+
+
+def test_pcgrad_against_torchjd():
+    """torchjd sums the projected gradients and draws its own orders; with two tasks there is only one order."""
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        J = rng.normal(size=(2, 9))
+        expected = aggregation.PCGrad()(torch.from_numpy(J)).numpy() / 2
+        np.testing.assert_allclose(toppo.pcgrad_weights(J @ J.T, rng) @ J, expected, rtol=1e-9, atol=1e-12)
+
+
+def critic_gradients(num_tasks=6, n=50, seed=0):
+    torch.manual_seed(seed)
+    agent = toppo.Agent(num_tasks, (64, 64))
+    returns = torch.randn(num_tasks, n) * 10.0 ** torch.linspace(-2, 2, num_tasks)[:, None] + 1
+    obs = torch.cat([torch.randn(num_tasks, n, 39), torch.eye(num_tasks)[:, None].expand(-1, n, -1)], dim=2)
+    output, tape = toppo.forward_with_tape(agent.critic, obs)
+    values, weight = output.squeeze(-1), torch.full((num_tasks, n), 1 / n)
+    losses, _ = toppo.value_losses(values, values.detach(), returns, weight, toppo.Args())
+    return agent, toppo.per_task_gradients(losses, tape, [])[0]
+
+
+def test_fairgrad_on_critic_gradients():
+    """Theorem 1 on gradients of the real critic, measured in parameter space and not through the Gram matrix."""
+    agent, grads = critic_gradients()
+    solution = solve_fairgrad(toppo.gram(grads).numpy(), alpha=1.0)
+    shared = list(agent.critic.parameters())
+    toppo.set_combined_gradient(shared, grads, [], [], torch.from_numpy(solution.weights))
+    d = torch.cat([p.grad.flatten() for p in shared]).double()
+    assert not solution.used_scipy_fallback and not solution.solver_fallback
+    assert abs(d.norm().item() - np.sqrt(6)) < 1e-5  # sqrt(K)
+    contributions = torch.from_numpy(solution.weights) * (grads.double() @ d)
+    torch.testing.assert_close(contributions, torch.ones(6, dtype=torch.float64), rtol=1e-4, atol=0)  # w_k <g_k, d> = 1
+
+    s = 10.0 ** torch.tensor([3.0, -4.0, 0.0, 2.0, -1.0, 5.0])  # Corollary 1: any rescaling leaves d as it is
+    rescaled = s[:, None] * grads
+    again = solve_fairgrad(toppo.gram(rescaled).numpy(), alpha=1.0)
+    toppo.set_combined_gradient(shared, rescaled, [], [], torch.from_numpy(again.weights))
+    d_again = torch.cat([p.grad.flatten() for p in shared]).double()
+    torch.testing.assert_close(d_again, d, rtol=0, atol=1e-5 * d.abs().max().item())
+    np.testing.assert_allclose(again.weights * s.numpy(), solution.weights, rtol=1e-4)

@@ -1,0 +1,147 @@
+"""Scripts as a person runs them: whole processes on real Meta-World."""
+
+import csv
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from scripts import MODULES, PATHS, ROOT, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+TASKS = ["reach-v3", "drawer-close-v3", "push-v3"]
+SMALL = ["--tasks", *TASKS, "--num-steps", "500", "--update-epochs", "2", "--num-minibatches", "4", "--eval-episodes", "1",
+         "--eval-interval", "3000", "--torch-threads", "1"]  # fmt: skip
+
+
+def load(run_dir):
+    return torch.load(run_dir / "checkpoint.pt", weights_only=True)
+
+
+def digest(run_dir):
+    """Of weights, PopArt's statistics and the optimiser's state."""
+    checkpoint, h = load(run_dir), hashlib.sha256()
+    optimizer = [v for _, state in sorted(checkpoint["optimizer"]["state"].items()) for v in state.values()]
+    for tensor in [*checkpoint["agent"].values(), *optimizer]:
+        h.update(tensor.numpy().tobytes())
+    return h.hexdigest()
+
+
+def scalars(run_dir):
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_trains_logs_evaluates_and_resumes(path, tmp_path):
+    run_dir, script = tmp_path / "run", path.split("/")[-1][:-3]
+    process = run(path, *SMALL, "--total-timesteps", 3000, "--run-dir", run_dir)
+    assert process.returncode == 0, process.stderr
+    first, *bars = process.stdout.splitlines()
+    parameters = sum(p.numel() for p in MODULES[path].Agent(3, (400,) * 3).parameters())
+    assert first == f"{script} on {' '.join(TASKS)}: K = 3, {parameters:,} parameters, device cpu, run directory {run_dir}"
+    assert [bar.split(",")[0].split("|")[2].strip() for bar in bars] == ["collect 0/2", "collect 1/2", "collect 2/2"]
+    assert all("steps/s" in bar and "ETA" in bar and "success" in bar and "\r" not in bar for bar in bars)
+
+    args = json.loads((run_dir / "args.json").read_text())
+    assert (args["script"], args["tasks"], args["num_steps"], args["total_timesteps"]) == (script, TASKS, 500, 3000)
+    rows = list(csv.DictReader(open(run_dir / "evals.csv")))
+    assert [(int(r["step"]), r["task"], int(r["episodes"])) for r in rows] == [(s, t, 1) for s in (0, 3000) for t in TASKS]
+    assert all(0 <= float(r["success_rate"]) <= 1 and float(r["mean_return"]) >= 0 for r in rows)
+    checkpoint = load(run_dir)
+    assert {"args", "collect", "global_step", "agent", "optimizer"} <= checkpoint.keys()
+    assert (checkpoint["collect"], checkpoint["global_step"]) == (2, 3000)
+
+    logged = scalars(run_dir)
+    expected = """eval_success/mean eval_success/push-v3 eval/success_worst_1 eval/success_worst_3 train_success/mean
+        train_return/mean explained_variance/mean explained_variance/push-v3 losses/policy losses/value losses/entropy
+        losses/approx_kl losses/ratio_clip_fraction losses/value_clip_fraction gradients/actor_mean_cosine gradients/critic_mean_cosine
+        gradients/critic_log10_norm_spread gradients/critic_top1_share gradients/norm_ratio critic_gradient_norm/reach-v3
+        speed/rollout_steps_per_second speed/update_steps_per_second""".split()
+    if "popart" in path or "toppo" in path:
+        expected += ["popart_mu/reach-v3", "popart_sigma/push-v3"]
+    if "fairgrad" in path or "toppo" in path:
+        expected += """fairgrad_weight/reach-v3 fairgrad_contribution/mean fairgrad/kkt_residual fairgrad/newton_iterations
+            fairgrad/used_scipy_fallback fairgrad/solver_fallback""".split()
+        # KKT and Theorem 1; where the value clip leaves a task no gradient, its contribution is 0 and the norm sqrt(K - 1)
+        assert all(value < 1e-8 for _, value in logged["fairgrad/kkt_residual"])
+        assert all(0.3 < value < 1 + 1e-6 for task in TASKS for _, value in logged[f"fairgrad_contribution/{task}"])
+        assert all(1 < value < 3**0.5 + 1e-6 for _, value in logged["gradients/critic_combined_norm"])
+    assert set(expected) <= logged.keys()
+    assert all(value == value for series in logged.values() for _, value in series)
+
+    again = run(path, "--resume", run_dir, "--total-timesteps", 4500)
+    assert again.returncode == 0, again.stderr
+    assert load(run_dir)["global_step"] == 4500
+    assert [s for s, _ in scalars(run_dir)["losses/value"]] == [1500, 3000, 4500]
+    assert len(list(csv.DictReader(open(run_dir / "evals.csv")))) == 9
+
+
+def start(path, *flags):
+    command = [sys.executable, path, "--no-cuda", *map(str, flags)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_collect(process, collect):
+    for line in process.stdout:
+        if f"collect {collect}/" in line:
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def test_killed_and_resumed_is_the_uninterrupted_run(tmp_path):
+    flags = [*SMALL, "--total-timesteps", 6000]
+    straight = run("toppo_mt50.py", *flags, "--run-dir", tmp_path / "a")
+    assert straight.returncode == 0, straight.stderr
+    process = start("toppo_mt50.py", *flags, "--run-dir", tmp_path / "b")
+    wait_for_collect(process, 2)
+    time.sleep(0.5)  # into the third collect
+    process.kill()  # kill -9
+    process.wait()
+    assert load(tmp_path / "b")["collect"] == 2
+    resumed = run("toppo_mt50.py", "--resume", tmp_path / "b")
+    assert resumed.returncode == 0, resumed.stderr
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    assert (tmp_path / "a/evals.csv").read_text() == (tmp_path / "b/evals.csv").read_text()
+    logged = [{tag: series for tag, series in scalars(tmp_path / d).items() if not tag.startswith("speed/")} for d in "ab"]
+    assert logged[0] == logged[1]
+    other_seed = run("toppo_mt50.py", *flags[:-1], 3000, "--seed", 2, "--run-dir", tmp_path / "c")
+    assert other_seed.returncode == 0 and digest(tmp_path / "c") != digest(tmp_path / "a")
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path):
+    process = start("vanilla_mtppo.py", *SMALL, "--total-timesteps", 600_000, "--run-dir", tmp_path / "run")
+    wait_for_collect(process, 1)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode != 0 and "Traceback" not in err
+    assert err.strip().splitlines()[-1].endswith(f"continue with: python vanilla_mtppo.py --resume {tmp_path / 'run'}")
+    assert load(tmp_path / "run")["collect"] >= 1
+    deadline = time.time() + 30
+    while alive := subprocess.run(["ps", "-o", "pid=,stat=", "-p", ",".join(children)], capture_output=True, text=True).stdout:
+        if all(" Z" in line for line in alive.splitlines()):
+            break
+        assert time.time() < deadline, f"orphans: {alive}"
+        time.sleep(0.2)
+
+
+def test_all_fifty_tasks(tmp_path):
+    """One collect of MT50 through rollout, update, evaluation, checkpoint; without the value clip every task has a gradient."""
+    flags = ["--num-steps", 500, "--total-timesteps", 25_000, "--update-epochs", 2, "--eval-episodes", 1, "--no-clip-vloss"]
+    flags += ["--run-dir", tmp_path]
+    process = run("toppo_mt50.py", *flags, timeout=600)
+    assert process.returncode == 0, process.stderr
+    assert "on MT50: K = 50, 717,105 parameters" in process.stdout
+    rows = list(csv.DictReader(open(tmp_path / "evals.csv")))
+    assert len({r["task"] for r in rows}) == 50 and len(rows) == 100
+    logged = scalars(tmp_path)
+    assert len([tag for tag in logged if tag.startswith("popart_sigma/")]) == 51
+    assert abs(logged["gradients/critic_combined_norm"][0][1] - 50**0.5) < 1e-4  # Theorem 1 on every minibatch
+    assert abs(logged["fairgrad_contribution/mean"][0][1] - 1) < 1e-6
+    assert load(tmp_path)["global_step"] == 25_000
