@@ -148,9 +148,8 @@ def _line_search(x, relative, b, gradient, u, beta):
             phi = q if beta == 1.0 else np.expm1((1.0 - beta) * q) / (1.0 - beta)  # phi(e^q) - phi(1)
             step = x * z
             slope = gradient.dot(step)
-            enough = slope > 1e-15 * t * decrement  # clipping may have left no descent direction
-            if enough and u.dot(z - phi) + 0.5 * step.dot(b.dot(step)) <= 0.9 * slope:
-                return q
+            if slope > 1e-15 * t * decrement and u.dot(z - phi) + 0.5 * step.dot(b.dot(step)) <= 0.9 * slope:
+                return q  # the first condition, as clipping may leave no direction of descent
         t *= 0.5
     return None
 
@@ -165,10 +164,9 @@ def _least_squares(b, diagonal, beta, x):
         row_scale = np.exp(beta * y) / diagonal
         return row_scale[:, None] * b * np.exp(y) + np.diag(beta * row_scale * (b @ np.exp(y)))
 
-    start = np.log(np.where(np.isfinite(x) & (x > 0.0), x, 1.0))
     try:
         with np.errstate(all="ignore"):  # scipy shortens a step into overflow
-            solution = least_squares(residual, start, jacobian, xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=50)
+            solution = least_squares(residual, np.log(x), jacobian, xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=50)
     except (ValueError, np.linalg.LinAlgError):  # not finite at the start; no SVD of a Jacobian that spans too much
         return x, np.inf
     return np.exp(solution.x), float(np.abs(solution.fun).max())
@@ -176,9 +174,8 @@ def _least_squares(b, diagonal, beta, x):
 
 def _solve_without_zero_rows(gram, alpha, tol, max_iterations):
     norms = np.sqrt(np.maximum(gram.diagonal(), TINY))
-    impossible = (np.abs(gram) > 2.0 * norms * norms[:, None]).any(axis=1)
-    if impossible.any():
-        tasks = np.flatnonzero(impossible).tolist()
+    tasks = np.flatnonzero((np.abs(gram) > 2.0 * norms * norms[:, None]).any(axis=1)).tolist()
+    if tasks:
         raise ValueError(f"gram has G_kk < 0 or G_kj^2 > G_kk G_jj for tasks {tasks}; expected J @ J.T, computed in fp64")
     active, weights = gram.diagonal() >= TINY, np.zeros(len(gram))
     if not active.any():

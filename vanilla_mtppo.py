@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import metaworld
@@ -106,8 +107,7 @@ def parse_args():
         check(checkpoint["script"] == SCRIPT, f"--resume {args.resume}: a run of {checkpoint['script']}.py; resume it with that")
         args = tyro.cli(Args, default=Args(**saved))  # flags not given keep the checkpoint's values
         for name in saved.keys() - {"total_timesteps", "cuda", "torch_threads", "num_workers", "track"}:
-            new, flag = getattr(args, name), name.replace("_", "-")
-            check(new == saved[name], f"--{flag} {new}: contradicts the checkpoint, which has {saved[name]}; leave the flag out")
+            check(vars(args)[name] == saved[name], f"--{name.replace('_', '-')} contradicts the checkpoint, which has {saved[name]}")
     names = list(args.tasks or BENCHMARKS.get(args.benchmark, ()))
     if args.total_timesteps is None:
         args.total_timesteps = 2_000_000 * len(names)
@@ -127,6 +127,7 @@ def parse_args():
         *((n, getattr(args, n) > 0, "more than 0") for n in ("update_epochs", "learning_rate", "max_grad_norm", "eval_interval")),
         *((n, getattr(args, n) >= 0, "0 or more") for n in ("clip_coef", "vf_coef", "ent_coef", "torch_threads", "num_workers")),
         *((n, 0 <= getattr(args, n) <= 1, "0 to 1") for n in ("gamma", "gae_lambda")),
+        ("track", not args.track or find_spec("wandb"), "Weights & Biases to be installed: pip install wandb"),
         ("run_dir", checkpoint or not Path(args.run_dir or os.devnull, "checkpoint.pt").exists(), "a directory without a run"),
     ]:
         check(ok, f"--{name.replace('_', '-')} {getattr(args, name)}: expected {expected}")
@@ -390,8 +391,7 @@ def main():
                   f"success {np.mean([row[3] for row in evals[-num_tasks:]]):.3f}", flush=True)
         if collect == num_collects:
             break
-        # a collect's randomness comes from (seed, collect) alone, so that a resumed run is the uninterrupted one
-        rng, began = np.random.default_rng([args.seed, collect]), time.time()
+        rng, began = np.random.default_rng([args.seed, collect]), time.time()  # all of a collect's randomness: --resume is exact
         obs, actions, rewards, success = rollout(agent, envs, args.num_steps, rng, device)  # Algorithm C.1, line 1
         update_began, metrics = time.time(), {}
         torch.set_num_threads(threads)

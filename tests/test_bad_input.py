@@ -28,6 +28,7 @@ BAD = {
     "negative learning rate": ("--learning-rate -1", "more than 0"),
     "nan": ("--gamma nan", "0 to 1"),
     "negative workers": ("--num-workers -1", "0 or more"),
+    "tracking without wandb": ("--track", "pip install wandb"),
     "missing checkpoint": ("--resume nowhere", "FileNotFoundError"),
 }
 
@@ -45,6 +46,7 @@ def error_of(module, flags, monkeypatch, capsys):
 @pytest.mark.parametrize("case", BAD)
 def test_flags(case, monkeypatch, capsys):
     flags, part = BAD[case]
+    monkeypatch.setattr(MODULES["toppo_mt50.py"], "find_spec", lambda name: None)  # as where wandb is not installed
     assert part in error_of(MODULES["toppo_mt50.py"], flags.split(), monkeypatch, capsys)
 
 

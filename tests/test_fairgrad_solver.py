@@ -344,6 +344,18 @@ def test_scipy_takes_over_where_newton_stops(alpha, caplog):
     np.testing.assert_allclose(result.weights, solve_fairgrad(gram, alpha).weights, rtol=1e-9)
 
 
+@pytest.mark.parametrize("error", [np.linalg.LinAlgError("SVD did not converge"), ValueError("not finite")])
+def test_an_exception_in_scipy_is_a_fallback(error, monkeypatch):
+    # Opposed gradients can leave Newton at an x whose Jacobian LAPACK's SVD gives up on: three of the benchmark's 100,000 Grams.
+    def broken(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(fairgrad_solver, "least_squares", broken)
+    result = solve_fairgrad([[1.0, -2.0], [-2.0, 4.0]])
+    assert result.solver_fallback
+    np.testing.assert_allclose(result.weights, [1.0, 0.5], rtol=1e-12)
+
+
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_line_search_lowers_the_program_c2_on_a_direction_far_too_long(alpha):
     rng = np.random.default_rng(13)
