@@ -109,7 +109,7 @@ def parse_args():
         check(checkpoint["script"] == SCRIPT, f"--resume {args.resume}: a run of {checkpoint['script']}.py; resume it with that")
         args = tyro.cli(Args, default=Args(**saved))  # flags not given keep the checkpoint's values
         for name in saved.keys() - {"total_timesteps", "cuda", "torch_threads", "num_workers", "track"}:
-            check(vars(args)[name] == saved[name], f"--{name.replace('_', '-')} contradicts the checkpoint, which has {saved[name]}")
+            check(vars(args)[name] == saved[name], f"--{name.replace('_', '-')} contradicts the checkpoint's {saved[name]}")
     names = list(args.tasks or BENCHMARKS.get(args.benchmark, ()))
     if args.total_timesteps is None:
         args.total_timesteps = 2_000_000 * len(names)
@@ -399,7 +399,7 @@ def main():
         if collect == num_collects:
             break
         rng, began = np.random.default_rng([args.seed, collect]), time.time()  # all of a collect's randomness: --resume is exact
-        obs, actions, rewards, success = rollout(agent, envs, args.num_steps, rng, device)  # Algorithm C.1, line 1
+        obs, actions, rewards, success = rollout(agent, envs, args.num_steps, rng, device)  # Algorithm C.1
         update_began, metrics = time.time(), {}
         torch.set_num_threads(threads)
         obs, actions, rewards = (torch.from_numpy(x).to(device) for x in (obs, actions, rewards))
@@ -408,33 +408,33 @@ def main():
             policies = (Normal(agent.actor(o), s.exp()) for o, s in zip(flat_obs, agent.log_std))  # task by task to bound memory
             old_logprobs = torch.stack([p.log_prob(a).sum(-1) for p, a in zip(policies, flat_actions)])  # [K, T]
         for repeat in range(args.update_epochs):
-            values = agent.values(obs)  # [K, E, 501], raw; Algorithm C.1, lines 2 and 4
+            values = agent.values(obs)  # [K, E, 501], raw; anew in every repeat (Table B.1)
             values[..., -1] *= args.bootstrap_truncation
             advantages, returns = gae(rewards, values, args.gamma, args.gae_lambda)  # [K, E, 500]
-            advantages, returns, old_values = (x.flatten(1) for x in (advantages, returns, values[..., :-1]))  # [K, T]; line 5
+            advantages, returns, old_values = (x.flatten(1) for x in (advantages, returns, values[..., :-1]))  # [K, T]
             if repeat == 0:
                 metrics["explained_variance"] = [1 - (returns - old_values).var(1) / returns.var(1).clamp_min(1e-8)]
             indices, weights = (x.to(device) for x in deal_minibatches(num_tasks, args.num_steps, args.num_minibatches, rng))
             samples = flat_obs, flat_actions, old_logprobs, advantages, returns, old_values
-            for index, weight in zip(indices, weights):  # [K, n]; line 6
+            for index, weight in zip(indices, weights):  # [K, n]; Algorithm C.1, line 6
                 mb_obs, mb_actions, mb_old_logprobs, mb_advantages, mb_returns, mb_old_values = (x[task, index] for x in samples)
-                mb_advantages = normalize_advantages(mb_advantages, weight)  # line 7
+                mb_advantages = normalize_advantages(mb_advantages, weight)  # Section 2
                 mean, actor_tape = forward_with_tape(agent.actor, mb_obs)  # [K, n, 4]
                 policy = Normal(mean, agent.log_std[:, None].exp())
                 ratio = (policy.log_prob(mb_actions).sum(-1) - mb_old_logprobs).exp()  # [K, n]
                 entropy = policy.entropy().sum(-1)
-                actor_losses = policy_losses(ratio, mb_advantages, entropy, weight, args)  # [K]; line 8
+                actor_losses = policy_losses(ratio, mb_advantages, entropy, weight, args)  # [K]; lines 9-12
                 output, critic_tape = forward_with_tape(agent.critic, mb_obs)  # [K, n, 1]
                 critic_losses, hit = value_losses(output.squeeze(-1), mb_old_values, mb_returns, weight, args)  # [K]
-                actor_grads, actor_own_grads = per_task_gradients(actor_losses, actor_tape, actor_own)  # [K, D]; line 9
+                actor_grads, actor_own_grads = per_task_gradients(actor_losses, actor_tape, actor_own)  # [K, D]
                 critic_grads, critic_own_grads = per_task_gradients(critic_losses, critic_tape, critic_own)
                 actor_gram, critic_gram = torch.stack([gram(actor_grads), gram(critic_grads)]).cpu()  # the only wait for the GPU
-                actor_weights = torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64)  # line 10
+                actor_weights = torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64)  # lines 13-14
                 fairgrad = solve_fairgrad(critic_gram.numpy(), alpha=1.0)  # G w = 1 / w, Theorem 1
                 critic_weights = torch.from_numpy(fairgrad.weights)
                 set_combined_gradient(actor_shared, actor_grads, actor_own, actor_own_grads, actor_weights.to(device))
                 set_combined_gradient(critic_shared, critic_grads, critic_own, critic_own_grads, critic_weights.to(device))
-                nn.utils.clip_grad_norm_(actor_shared + actor_own, args.max_grad_norm)  # line 11
+                nn.utils.clip_grad_norm_(actor_shared + actor_own, args.max_grad_norm)
                 nn.utils.clip_grad_norm_(critic_shared + critic_own, args.max_grad_norm)
                 optimizer.step()
                 for tag, value in {
