@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # OpenMP threads that wait by spinning crawl on cores that others use too
 import metaworld
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class Args:
     gae_lambda: float = 0.97
     """lambda of generalized advantage estimation (Table B.1, from Meta-World+)"""
     bootstrap_truncation: bool = True
-    """value an episode's last observation by the critic (our choice); "no": as 0, like Meta-World+"""
+    """value an episode's last observation by the critic (our choice), or with --no- as 0, like Meta-World+"""
     clip_coef: float = 0.2
     """epsilon of the ratio clip and of the value clip (Table B.1, from Meta-World+)"""
     clip_vloss: bool = True
@@ -113,8 +114,7 @@ def parse_args():
         for name in saved.keys() - {"total_timesteps", "cuda", "torch_threads", "num_workers", "track"}:
             check(vars(args)[name] == saved[name], f"--{name.replace('_', '-')} contradicts the checkpoint's {saved[name]}")
     names = list(args.tasks or BENCHMARKS.get(args.benchmark, ()))
-    if args.total_timesteps is None:
-        args.total_timesteps = 2_000_000 * len(names)
+    args.total_timesteps = 2_000_000 * len(names) if args.total_timesteps is None else args.total_timesteps
     if args.eval_interval is None:
         args.eval_interval = 400_000 if names == list(MT10_V3) else 20_000 * len(names)
     for name, ok, expected in [
