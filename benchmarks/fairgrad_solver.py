@@ -474,7 +474,10 @@ def main():
             for side in captured.files:
                 print(f"captured, {side}", file=sys.stderr, flush=True)
                 grams = list(np.asarray(captured[side], dtype=np.float64))
-                cells[f"{side}, {len(grams)} Grams, K = {len(grams[0])}"] = measure(grams, 1, np.inf)
+                dead = sum(bool((gram.diagonal() == 0.0).any()) for gram in grams)
+                cells[f"{side}, {len(grams)} Grams, {dead} with a zero gradient, K = {len(grams[0])}"] = measure(
+                    grams, 5, args.budget
+                )
         lines += format_cells(CAPTURED.relative_to(ROOT).as_posix(), cells)
     else:
         lines += [f"{CAPTURED.relative_to(ROOT).as_posix()} is absent; see the head of the benchmark for what it holds.", ""]

@@ -24,11 +24,13 @@ RANGES = 10.0 ** np.arange(13)
 
 
 def sweep(grams, rng):
-    """||d|| / sqrt(K), ||d' - d|| / ||d|| and fallbacks, [alpha, R, Gram], for d' the combined gradient of the rescaled tasks."""
+    """||d'|| / sqrt(K), ||d' - d|| / ||d|| and fallbacks, [alpha, R, Gram], for d' the combined gradient of the rescaled tasks
+    and K the number of non-zero gradients."""
     shape = (len(ALPHAS), len(RANGES), len(grams))
     norms, errors, fallbacks = np.empty(shape), np.empty(shape), np.zeros(shape, dtype=bool)
     for i, gram in enumerate(grams):
         exponents = rng.random(len(gram))  # the same tasks grow at every R
+        k = (gram.diagonal() > 0.0).sum()
         for a, alpha in enumerate(ALPHAS):
             w = solve_fairgrad(gram, alpha, tol=1e-15).weights
             for r, largest in enumerate(RANGES):
@@ -37,7 +39,7 @@ def sweep(grams, rng):
                 # d' = sum_k w'_k s_k g_k, so every norm is a quadratic form in the Gram of the gradients as they were.
                 coefficients = result.weights * s
                 difference = coefficients - w
-                norms[a, r, i] = np.sqrt(coefficients @ gram @ coefficients / len(gram))
+                norms[a, r, i] = np.sqrt(coefficients @ gram @ coefficients / k)
                 errors[a, r, i] = np.sqrt(max(difference @ gram @ difference, 0.0) / (w @ gram @ w))
                 fallbacks[a, r, i] = result.used_scipy_fallback
     return norms, errors, fallbacks
@@ -106,9 +108,9 @@ def main():
         "",
         f"`python {' '.join([Path(__file__).resolve().relative_to(ROOT).as_posix(), *sys.argv[1:]])}`",
         "",
-        "Task k's gradient is rescaled by s_k, log-uniform in [1, R]. Norm: of the combined gradient d, over √K. Error:",
-        f"‖d' − d‖ / ‖d‖ against no rescaling. For α = 1 the worst of {args.grams} Gram matrices, the norm as its difference",
-        "from 1; for the other α the median.",
+        "Task k's gradient is rescaled by s_k, log-uniform in [1, R]. Norm: of the combined gradient d, over √K, K the number of",
+        "non-zero gradients. Error: ‖d' − d‖ / ‖d‖ against no rescaling.",
+        f"For α = 1 the worst of {args.grams} Gram matrices, the norm as its difference from 1; for the other α the median.",
         "",
     ]
     for name, found in sweeps.items():

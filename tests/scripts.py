@@ -1,4 +1,4 @@
-"""The ladder's scripts as modules, in the paper's order, and how the tests start one as a person would."""
+"""The scripts as modules, the ladder's rungs first and in order, and how the tests start one as a person would."""
 
 import importlib
 import subprocess
@@ -13,10 +13,18 @@ PATHS = [
     "ablations/ln_fairgrad.py",
     "ablations/ln_popart_fairgrad.py",
     "toppo_mt50.py",
+    "ablations/popart.py",
+    "ablations/fairgrad.py",
+    "ablations/popart_fairgrad.py",
+    "ablations/ln_popart_fairgrad_fairgrad.py",
+    "ablations/ln_popart_pcgrad_pcgrad.py",
+    "ablations/ln_popart_cagrad_cagrad.py",
+    "ablations/symmetric_ln_popart.py",
+    "ablations/toppo_popart_ema.py",
 ]
 MODULES = {path: importlib.import_module(Path(path).stem) for path in PATHS}
 WITH_POPART = [m for path, m in MODULES.items() if "popart" in path or "toppo" in path]
-WITH_LAYER_NORM = [m for path, m in MODULES.items() if path != "vanilla_mtppo.py"]
+WITH_LAYER_NORM = [m for path, m in MODULES.items() if "ln" in m.SCRIPT.split("_") or "toppo" in path]
 
 
 def run(path, *flags, timeout=300):

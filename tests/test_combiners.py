@@ -1,10 +1,12 @@
-"""Combiners as the scripts use them: PCGrad in coefficients against the D-dimensional loop, FairGrad on real critic gradients."""
+"""Combiners as the scripts use them: PCGrad against the D-dimensional loop, CAGrad by duality, FairGrad on critic gradients."""
 
 import numpy as np
 import pytest
 import toppo_mt50 as toppo
 import torch
 from fairgrad_solver import solve_fairgrad
+from ln_popart_cagrad_cagrad import cagrad_weights
+from scipy.optimize import nnls
 
 
 def textbook_pcgrad(J, orders):
@@ -48,6 +50,43 @@ def test_pcgrad_against_torchjd():
         np.testing.assert_allclose(toppo.pcgrad_weights(J @ J.T, rng) @ J, expected, rtol=1e-9, atol=1e-12)
 
 
+def some_gradients(num_tasks, dim, spread, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(num_tasks, dim)) + 0.1) * 10.0 ** rng.uniform(-spread / 2, spread / 2, size=(num_tasks, 1))
+
+
+@pytest.mark.parametrize(("num_tasks", "spread"), [(1, 0), (2, 2), (5, 1), (10, 0), (10, 2), (50, 1)])
+@pytest.mark.parametrize("c", [0.0, 0.4, 0.9])
+def test_cagrad_by_duality(num_tasks, spread, c):
+    """CAGrad's definition: d maximises min_k <g_k, d> in the ball |d - g0| <= c |g0|. The simplex problem is its dual, so a d in
+    the ball whose worst inner product reaches the dual value is optimal; nothing of the solver enters the check."""
+    J = some_gradients(num_tasks, 200, spread)
+    weights = cagrad_weights(J @ J.T, c)
+    assert (weights >= 0).all()  # Theorem C.1
+    g0, d = J.mean(0), (1 + c**2) * weights @ J
+    assert np.linalg.norm(d - g0) <= c * np.linalg.norm(g0) * (1 + 1e-9) + 1e-12
+    x = (1 + c**2) * weights - 1 / num_tasks
+    if c == 0:
+        np.testing.assert_allclose(x, 0, atol=1e-12)  # the mean
+    else:
+        x = x / x.sum()
+        dual = g0 @ (x @ J) + c * np.linalg.norm(g0) * np.linalg.norm(x @ J)
+        assert dual - (J @ d).min() <= 2e-3 * abs(dual)
+
+
+@pytest.mark.parametrize("num_tasks", [2, 5, 10])
+def test_cagrad_against_torchjd(num_tasks):
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    try:
+        cagrad = aggregation.CAGrad(c=0.5)
+    except ImportError as error:  # it needs a conic solver beside torchjd
+        pytest.skip(str(error))
+    J = some_gradients(num_tasks, 200, 1)
+    ours, theirs = cagrad_weights(J @ J.T, 0.5) @ J, cagrad(torch.from_numpy(J)).numpy() / (1 + 0.5**2)
+    assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs)
+    assert (J @ ours).min() >= (J @ theirs).min() - 1e-9  # what is left between the two is torchjd's: ours is the better optimum
+
+
 def critic_gradients(num_tasks=6, n=50, seed=0):
     torch.manual_seed(seed)
     agent = toppo.Agent(num_tasks, (64, 64))
@@ -78,3 +117,15 @@ def test_fairgrad_on_critic_gradients():
     d_again = torch.cat([p.grad.flatten() for p in shared]).double()
     torch.testing.assert_close(d_again, d, rtol=0, atol=1e-5 * d.abs().max().item())
     np.testing.assert_allclose(again.weights * s.numpy(), solution.weights, rtol=1e-4)
+
+
+def test_combined_gradients_lie_in_the_cone():
+    """Theorem C.1, by non-negative least squares on the gradients themselves."""
+    for seed in range(20):
+        J = some_gradients(8, 40, 2, seed)
+        gram = J @ J.T
+        fairgrad = [solve_fairgrad(gram, alpha).weights for alpha in (0.5, 1.0, 2.0)]
+        for weights in (*fairgrad, toppo.pcgrad_weights(gram, np.random.default_rng(seed)), cagrad_weights(gram, 0.5)):
+            assert (weights >= 0).all()
+            d = weights @ J
+            assert nnls(J.T, d)[1] <= 1e-9 * np.linalg.norm(d)

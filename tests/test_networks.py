@@ -11,6 +11,14 @@ COUNTS = {  # MT10, MT50: paper, Table B.2 and SPEC section 2
     "ablations/ln_fairgrad.py": (684_845, 717_005),
     "ablations/ln_popart_fairgrad.py": (684_865, 717_105),
     "toppo_mt50.py": (684_865, 717_105),
+    "ablations/popart.py": (683_665, 715_905),
+    "ablations/fairgrad.py": (683_645, 715_805),
+    "ablations/popart_fairgrad.py": (683_665, 715_905),
+    "ablations/ln_popart_fairgrad_fairgrad.py": (684_865, 717_105),
+    "ablations/ln_popart_pcgrad_pcgrad.py": (684_865, 717_105),
+    "ablations/ln_popart_cagrad_cagrad.py": (684_865, 717_105),
+    "ablations/symmetric_ln_popart.py": (686_065, 718_305),  # 1,200 more in the actor, as in the critic
+    "ablations/toppo_popart_ema.py": (684_865, 717_105),
 }
 
 
@@ -19,18 +27,20 @@ def test_parameter_counts(path):
     for num_tasks, expected in zip((10, 50), COUNTS[path]):
         agent = MODULES[path].Agent(num_tasks, MODULES[path].Args().hidden_sizes)
         assert sum(p.numel() for p in agent.parameters()) == expected
-        assert sum(p.numel() for p in agent.actor.parameters()) == {10: 342_404, 50: 358_404}[num_tasks]
+        if "symmetric" not in path:
+            assert sum(p.numel() for p in agent.actor.parameters()) == {10: 342_404, 50: 358_404}[num_tasks]
         assert agent.log_std.shape == (num_tasks, 4)
         assert (agent.log_std == 0).all()
 
 
-@pytest.mark.parametrize("module", WITH_LAYER_NORM)
-def test_layer_norm_sits_in_the_critics_hidden_layers_only(module):
-    agent = module.Agent(3, (32, 16))
-    kinds = [type(layer).__name__ for layer in agent.critic]
-    assert kinds == ["Linear", "LayerNorm", "ReLU", "Linear", "LayerNorm", "ReLU", "Linear"]
-    assert [layer.bias is None for layer in agent.critic if isinstance(layer, torch.nn.Linear)] == [True, True, False]
-    assert [type(layer).__name__ for layer in agent.actor] == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
+@pytest.mark.parametrize("path", MODULES)
+def test_layer_norm_sits_where_the_script_says(path):
+    """In the hidden layers, before the ReLU; of the critic (LN-c), or of both networks."""
+    agent = MODULES[path].Agent(3, (32, 16))
+    for net, expected in (agent.critic, MODULES[path] in WITH_LAYER_NORM), (agent.actor, "symmetric" in path):
+        hidden = ["Linear", "LayerNorm", "ReLU"] if expected else ["Linear", "ReLU"]
+        assert [type(layer).__name__ for layer in net] == [*hidden, *hidden, "Linear"]
+        assert [layer.bias is None for layer in net if isinstance(layer, torch.nn.Linear)] == [expected, expected, False]
 
 
 def test_initialisation_is_orthogonal_with_the_stated_gains():
@@ -94,3 +104,20 @@ def test_gram_and_combined_gradient():
     for k in range(num_tasks):  # a weight scales the task's own row and nothing else
         torch.testing.assert_close(own[0].grad[k], weights[k].float() * own_grads[0][k])
         torch.testing.assert_close(own[1].grad[k], weights[k].float() * own_grads[1][k])
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_tasks"),
+    [("--benchmark MT25", 25), ("--tasks push-v3 door-open-v3 reach-v3", 3), ("", 50), ("--benchmark MT10", 10)],
+)
+def test_sizes_and_budget_follow_from_the_tasks(flags, num_tasks, monkeypatch):
+    module = MODULES["toppo_mt50.py"]
+    monkeypatch.setattr("sys.argv", ["toppo_mt50.py", *flags.split()])
+    args, names, _ = module.parse_args()
+    assert len(names) == num_tasks and args.total_timesteps == 2_000_000 * num_tasks
+    assert args.eval_interval == {10: 400_000, 50: 1_000_000}.get(num_tasks, 20_000 * num_tasks)
+    shared = 400 * (39 + num_tasks) + 2 * 400 * 400  # weights of three hidden layers
+    actor, critic = shared + 3 * 400 + 4 * 401 + 4 * num_tasks, shared + 3 * 800 + 401 + 2 * num_tasks
+    agent = module.Agent(num_tasks, args.hidden_sizes)
+    assert sum(p.numel() for p in agent.parameters()) == actor + critic
+    assert agent.actor[0].in_features == agent.critic[0].in_features == 39 + num_tasks

@@ -1,0 +1,484 @@
+"""MT-PPO with LayerNorm in both networks and PopArt on Meta-World: LN placement, Section D.1 of TOPPO (arXiv 2605.11473).
+
+The critic learns returns that PopArt normalises task by task; both networks follow the plain mean of the K per-task gradients.
+Shapes: K tasks, T steps per task and collect in E episodes, n the largest share of a task in a minibatch.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # OpenMP threads that wait by spinning crawl on cores that others use too
+import metaworld
+import numpy as np
+import torch
+import torch.nn as nn
+import tyro
+from metaworld.env_dict import MT10_V3, MT25_V3, MT50_V3
+from torch.distributions import Normal
+from torch.utils.tensorboard import SummaryWriter
+
+SCRIPT = Path(__file__).stem
+BENCHMARKS = {"MT10": MT10_V3, "MT25": MT25_V3, "MT50": MT50_V3}  # dicts from task names
+EPISODE_STEPS = 500  # every episode has this length and ends by truncation only
+NUM_GOALS = 50  # training goals per task
+SIGMA_FLOOR = 1e-4  # of PopArt (our choice)
+OBS_DIM, ACTION_DIM = 39, 4  # 18 numbers now, 18 of the step before, 3 of the goal; the task's one-hot comes behind
+Normal.set_default_validate_args(False)  # the checks would wait for the GPU
+
+
+@dataclass
+class Args:
+    seed: int = 1
+    """seed of the initial weights, goals, action noise and minibatches (Table B.1: 10 seeds reported)"""
+    benchmark: str = "MT50"
+    """Meta-World task set: MT10, MT25 or MT50 (Section 5.1: MT10 and MT50)"""
+    tasks: tuple[str, ...] = ()
+    """Meta-World task names, such as reach-v3 door-open-v3, in place of a benchmark"""
+    reward_version: str = "v2"
+    """Meta-World's reward functions, v1 or v2 (Section 5.1: v2 unless labelled V1)"""
+    total_timesteps: int | None = None
+    """budget in environment steps, all tasks together; None: 2,000,000 per task, 100 M on MT50 (Section 5.1)"""
+    num_steps: int = 10_000
+    """environment steps per task and collect, a multiple of an episode's 500 (Table B.1, from Meta-World+)"""
+    update_epochs: int = 16
+    """passes over each collect, "PPO repeats per collect" (Table B.1, from Meta-World+)"""
+    num_minibatches: int = 32
+    """task-stratified minibatches per pass (Table B.1: minibatch size = collect / 32)"""
+    learning_rate: float = 3e-4
+    """Adam's step size, constant (Table B.1, from Meta-World+; Section 5.2: no schedule)"""
+    gamma: float = 0.99
+    """discount per step (Table B.1, from Meta-World+)"""
+    gae_lambda: float = 0.97
+    """lambda of generalized advantage estimation (Table B.1, from Meta-World+)"""
+    bootstrap_truncation: bool = True
+    """value an episode's last observation by the critic (our choice), or with --no- as 0, like Meta-World+"""
+    clip_coef: float = 0.2
+    """epsilon of the ratio clip and of the value clip (Table B.1, from Meta-World+)"""
+    clip_vloss: bool = True
+    """clip the value loss (B.2: enabled, unlike Meta-World+'s MT50 example)"""
+    vf_coef: float = 0.001
+    """weight of the value loss (Table B.1, from Meta-World+)"""
+    ent_coef: float = 0.005
+    """weight of the entropy bonus (Table B.1, from Meta-World+)"""
+    max_grad_norm: float = 1.0
+    """norm that the actor's and the critic's combined gradients are each clipped to (Table B.1, from Meta-World+)"""
+    hidden_sizes: tuple[int, ...] = (400, 400, 400)
+    """units in each hidden layer of actor and critic (Table B.1)"""
+    eval_interval: int | None = None
+    """environment steps between evaluations; None: 400,000 on MT10, else 20,000 per task, 1 M on MT50 (Table D.11)"""
+    eval_episodes: int = 50
+    """episodes per task and evaluation, each on another one of the task's 50 training goals (B.1: all 50)"""
+    run_dir: str | None = None
+    """where the run's files go; None: runs/TIME__SCRIPT__MTK__SEED"""
+    resume: str | None = None
+    """run directory or checkpoint.pt to continue; its flags are taken over and need not be given again"""
+    cuda: bool = True
+    """compute on the GPU if there is one"""
+    torch_threads: int = 0
+    """CPU threads of PyTorch; 0: PyTorch's default"""
+    num_workers: int = 0
+    """processes that step the environments, each a share of the tasks; 0: one per CPU core"""
+    track: bool = False
+    """mirror TensorBoard to Weights & Biases (needs wandb; WANDB_PROJECT and WANDB_ENTITY say where)"""
+
+
+def check(ok, message):
+    if not ok:
+        print(f"{SCRIPT}: error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_args():
+    """Returns the checked flags, the task names and the checkpoint to resume from, or None."""
+    args, checkpoint = tyro.cli(Args, description=__doc__), None
+    if args.resume is not None:
+        path = Path(args.resume, "checkpoint.pt") if Path(args.resume).is_dir() else Path(args.resume)
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            saved = {**dict(checkpoint)["args"], "run_dir": str(path.parent), "resume": args.resume}
+        except Exception as error:  # torch.load raises many kinds for files that torch.save did not write
+            check(False, f"--resume {args.resume}: no run or checkpoint.pt of {SCRIPT}.py ({type(error).__name__} at {path})")
+        check(checkpoint["script"] == SCRIPT, f"--resume {args.resume}: a run of {checkpoint['script']}.py; resume it with that")
+        args = tyro.cli(Args, default=Args(**saved))  # flags not given keep the checkpoint's values
+        for name in saved.keys() - {"total_timesteps", "cuda", "torch_threads", "num_workers", "track"}:
+            check(vars(args)[name] == saved[name], f"--{name.replace('_', '-')} contradicts the checkpoint's {saved[name]}")
+    names = list(args.tasks or BENCHMARKS.get(args.benchmark, ()))
+    args.total_timesteps = 2_000_000 * len(names) if args.total_timesteps is None else args.total_timesteps
+    if args.eval_interval is None:
+        args.eval_interval = 400_000 if names == list(MT10_V3) else 20_000 * len(names)
+    for name, ok, expected in [
+        ("benchmark", args.tasks or args.benchmark in BENCHMARKS, "MT10, MT25 or MT50"),
+        ("tasks", set(names) <= set(MT50_V3), f"Meta-World names such as reach-v3, not {', '.join(set(names) - set(MT50_V3))}"),
+        ("tasks", len(set(names)) == len(names), "each task once"),
+        ("reward_version", args.reward_version in ("v1", "v2"), "v1 or v2"),
+        ("seed", 0 <= args.seed < 2**32, "0 to 2^32 - 1, the seeds that Meta-World takes"),
+        ("num_steps", args.num_steps > 0 and args.num_steps % EPISODE_STEPS == 0, "a whole number of 500-step episodes"),
+        ("total_timesteps", args.total_timesteps >= args.num_steps * len(names), "at least one collect: tasks x --num-steps"),
+        ("num_minibatches", 0 < args.num_minibatches <= args.num_steps, f"1 to {args.num_steps}, a task's samples"),
+        ("eval_episodes", 0 < args.eval_episodes <= NUM_GOALS, f"1 to {NUM_GOALS}, a task's training goals"),
+        ("hidden_sizes", min(args.hidden_sizes, default=0) > 0, "one or more positive widths"),
+        *((n, getattr(args, n) > 0, "more than 0") for n in ("update_epochs", "learning_rate", "max_grad_norm", "eval_interval")),
+        *((n, getattr(args, n) >= 0, "0 or more") for n in ("clip_coef", "vf_coef", "ent_coef", "torch_threads", "num_workers")),
+        *((n, 0 <= getattr(args, n) <= 1, "0 to 1") for n in ("gamma", "gae_lambda")),
+        ("track", not args.track or find_spec("wandb"), "Weights & Biases to be installed: pip install wandb"),
+        ("run_dir", checkpoint or not Path(args.run_dir or os.devnull, "checkpoint.pt").exists(), "a directory without a run"),
+    ]:
+        check(ok, f"--{name.replace('_', '-')} {getattr(args, name)}: expected {expected}")
+    return args, names, checkpoint
+
+
+def environment_worker(pipe, names, reward_version, seed):
+    """A process that holds some of the tasks and obeys ("reset", goals, active) and ("step", actions, active)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process to handle
+    benchmarks = [metaworld.MT1(name, seed=seed) for name in names]  # each draws its task's 50 goals
+    envs = [mt1.train_classes[name](reward_function_version=reward_version) for mt1, name in zip(benchmarks, names)]
+    obs, rewards, success = np.zeros((len(envs), OBS_DIM), np.float32), np.zeros(len(envs)), np.zeros(len(envs), bool)
+    try:
+        while True:
+            command, values, active = pipe.recv()
+            for i in np.flatnonzero(active):
+                if command == "reset":
+                    envs[i].set_task(benchmarks[i].train_tasks[values[i]])
+                    obs[i], _ = envs[i].reset()
+                else:
+                    obs[i], rewards[i], _, _, info = envs[i].step(values[i])
+                    success[i] = info["success"]
+            pipe.send((obs, rewards, success))
+    except (EOFError, ConnectionError):
+        pass  # the main process is gone
+
+
+class TaskEnvs:
+    """One Meta-World environment per task, stepped together by a few processes."""
+
+    def __init__(self, names, reward_version, seed, num_workers):
+        self.pipes, self.num_tasks, num_workers = [], len(names), min(num_workers or os.cpu_count(), len(names))
+        self.shares = [np.arange(w, self.num_tasks, num_workers) for w in range(num_workers)]
+        self.order = np.argsort(np.concatenate(self.shares))
+        context = multiprocessing.get_context("spawn")  # fork is not safe beside CUDA and threads
+        for share in self.shares:
+            pipe, worker_end = context.Pipe()
+            job = worker_end, [names[k] for k in share], reward_version, seed
+            context.Process(target=environment_worker, args=job, daemon=True).start()
+            worker_end.close()
+            self.pipes.append(pipe)
+
+    def call(self, command, values, active):
+        """("reset", goals [K]) or ("step", actions [K, 4]) for the active [K]. Returns obs [K, 39], rewards [K], success [K]."""
+        for pipe, share in zip(self.pipes, self.shares):
+            pipe.send((command, values[share], active[share]))
+        return [np.concatenate(parts)[self.order] for parts in zip(*(pipe.recv() for pipe in self.pipes))]
+
+
+def mlp(sizes, output_gain, layer_norm=False):
+    """Linear and ReLU in turn; orthogonal weights, gain sqrt(2) in hidden layers, zero biases (our choice)."""
+    layers = []
+    for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:])):
+        hidden = i < len(sizes) - 2
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        nn.init.orthogonal_(layers[-2].weight, math.sqrt(2) if hidden else output_gain)
+        nn.init.zeros_(layers[-2].bias)
+        if layer_norm and hidden:
+            layers[-2].bias = None  # LayerNorm subtracts the mean, and the bias with it (B.2)
+            layers.insert(-1, nn.LayerNorm(n_out))
+    return nn.Sequential(*layers[:-1])
+
+
+class Agent(nn.Module):
+    """Actor and critic, shared by all tasks. Task k's own are row k of log_std and PopArt's head w_k, b_k and statistics."""
+
+    def __init__(self, num_tasks, hidden_sizes):
+        super().__init__()
+        self.actor = mlp([OBS_DIM + num_tasks, *hidden_sizes, ACTION_DIM], output_gain=0.01, layer_norm=True)
+        self.critic = mlp([OBS_DIM + num_tasks, *hidden_sizes, 1], output_gain=1.0, layer_norm=True)
+        self.log_std = nn.Parameter(torch.zeros(num_tasks, ACTION_DIM))
+        self.head_weight, self.head_bias = nn.Parameter(torch.ones(num_tasks)), nn.Parameter(torch.zeros(num_tasks))
+        for name, start in ("count", 0), ("mu", 0), ("m2", 0), ("sigma", 1):
+            self.register_buffer(name, torch.full((num_tasks,), start, dtype=torch.float64))
+
+    @torch.no_grad()
+    def values(self, obs):
+        """Raw values of obs [K, ..., obs_dim], task by task to bound memory. Returns [K, ...]."""
+        heads = zip(obs, self.head_weight, self.head_bias, self.sigma, self.mu)
+        return torch.stack([sigma * (w * self.critic(o).squeeze(-1) + b) + mu for o, w, b, sigma, mu in heads])
+
+    def normalize(self, x):
+        """Raw values or returns [K, T] in the tasks' normalised spaces."""
+        return ((x - self.mu[:, None]) / self.sigma[:, None]).float()
+
+    @torch.no_grad()
+    def update_popart(self, returns):
+        """Merges raw returns [K, T] into the statistics of all returns so far and leaves raw values as they were (4.1)."""
+        m, returns = returns.shape[1], returns.double()
+        batch_mu = returns.mean(1)
+        batch_m2 = ((returns - batch_mu[:, None]) ** 2).sum(1)
+        delta, count = batch_mu - self.mu, self.count + m  # Eq. (B.1), the merge of Chan, Golub and LeVeque
+        mu = self.mu + delta * m / count
+        m2 = self.m2 + batch_m2 + delta**2 * self.count * m / count
+        sigma = (m2 / count).sqrt().clamp_min(SIGMA_FLOOR)
+        self.head_bias.copy_((self.sigma * self.head_bias + self.mu - mu) / sigma)
+        self.head_weight.copy_(self.head_weight * self.sigma / sigma)
+        for buffer, value in (self.count, count), (self.mu, mu), (self.m2, m2), (self.sigma, sigma):
+            buffer.copy_(value)
+
+
+def forward_with_tape(net, x):
+    """Returns net(x) and the (layer, input, output) of each layer that has parameters."""
+    tape = []
+    for layer in net:
+        y = layer(x)
+        if not isinstance(layer, nn.ReLU):
+            tape.append((layer, x.detach(), y))
+        x = y
+    return x, tape
+
+
+def per_task_gradients(losses, tape, own):
+    """The gradients of K losses from one backward pass of their sum. Loss k must depend on slice k of the tape's [K, n, ...]
+    inputs alone, and on row k of each parameter in own. A shared parameter's gradient is a sum over samples; what task k's
+    samples add to it is task k's. Returns grads [K, D], rows g_k in the order of net.parameters(), and the gradients of own."""
+    deltas = torch.autograd.grad(losses.sum(), [y for _, _, y in tape] + own)
+    grads = []
+    for (layer, x, _), delta in zip(tape, deltas):  # x [K, n, in], delta [K, n, out]
+        is_norm = isinstance(layer, nn.LayerNorm)
+        grads.append((delta * nn.functional.layer_norm(x, x.shape[-1:])).sum(1) if is_norm else delta.mT @ x)  # weight
+        grads += [delta.sum(1)] if layer.bias is not None else []
+    return torch.cat([g.flatten(1) for g in grads], dim=1), deltas[len(tape) :]
+
+
+def gram(grads):
+    """G = J J^T in fp64 of J = grads [K, D], in blocks of columns that stay in cache. Returns [K, K]."""
+    return sum(block @ block.T for block in (columns.double() for columns in grads.split(1 << 16, dim=1)))
+
+
+def set_combined_gradient(shared, grads, own, own_grads, weights):
+    """Sets .grad: d = sum_k w_k g_k, summed in fp64, and w_k times row k for the tasks' own. grads [K, D], weights [K]."""
+    combined = torch.cat([weights @ columns.double() for columns in grads.split(1 << 16, dim=1)]).float()
+    for p, g in zip(shared, combined.split([p.numel() for p in shared])):
+        p.grad = g.view_as(p)
+    for p, g in zip(own, own_grads):
+        p.grad = torch.einsum("k,k...->k...", weights.float(), g)
+
+
+@torch.no_grad()
+def rollout(agent, envs, num_steps, rng, device):
+    """num_steps steps of each task, on random goals, with exploration noise. With E = num_steps / 500 episodes per task, returns
+    obs [K, E, 501, 39 + K], the last of an episode included, actions [K, E, 500, 4], rewards [K, E, 500], success [K, E]."""
+    num_tasks, episodes, everyone = envs.num_tasks, num_steps // EPISODE_STEPS, np.ones(envs.num_tasks, bool)
+    obs = np.zeros((num_tasks, episodes, EPISODE_STEPS + 1, OBS_DIM + num_tasks), np.float32)
+    obs[..., OBS_DIM:] = np.eye(num_tasks)[:, None, None]
+    actions = np.zeros((num_tasks, episodes, EPISODE_STEPS, ACTION_DIM), np.float32)
+    rewards, success = np.zeros(actions.shape[:3], np.float32), np.zeros(actions.shape[:2], bool)
+    std = agent.log_std.exp().cpu().numpy()
+    for e in range(episodes):
+        obs[:, e, 0, :OBS_DIM] = envs.call("reset", rng.integers(NUM_GOALS, size=num_tasks), everyone)[0]
+        for t in range(EPISODE_STEPS):
+            mean = agent.actor(torch.from_numpy(obs[:, e, t]).to(device)).cpu().numpy()
+            actions[:, e, t] = mean + std * rng.standard_normal((num_tasks, ACTION_DIM), np.float32)
+            obs[:, e, t + 1, :OBS_DIM], rewards[:, e, t], now = envs.call("step", actions[:, e, t].clip(-1, 1), everyone)
+            success[:, e] |= now
+    return obs, actions, rewards, success
+
+
+def gae(rewards, values, gamma, gae_lambda):
+    """Advantages A and returns R = A + V, both [..., 500], of rewards [..., 500] and values [..., 501] of whole episodes."""
+    advantages, advantage = torch.zeros_like(rewards), 0.0
+    deltas = rewards + gamma * values[..., 1:] - values[..., :-1]
+    for t in reversed(range(rewards.shape[-1])):
+        advantages[..., t] = advantage = deltas[..., t] + gamma * gae_lambda * advantage
+    return advantages, advantages + values[..., :-1]
+
+
+def deal_minibatches(num_tasks, num_steps, num_minibatches, rng):
+    """Shuffles each task's samples and deals them to the M minibatches like cards, one task after the other: every sample
+    once, and shares of tasks in a minibatch that differ by at most one. Returns indices [M, K, n] into a task's samples and
+    weights [M, K, n], 1 / (the task's share) or, in a slot that only pads, 0: an average over samples is a weighted sum."""
+    order = rng.permuted(np.tile(np.arange(num_steps), (num_tasks, 1)), axis=1)
+    minibatch, task = np.arange(num_minibatches)[:, None, None], np.arange(num_tasks)[:, None]
+    card = np.arange(math.ceil(num_steps / num_minibatches)) * num_minibatches + (minibatch - task * num_steps) % num_minibatches
+    dealt = card < num_steps
+    indices, weights = order[task, card.clip(max=num_steps - 1)], dealt / dealt.sum(-1, keepdims=True)
+    return torch.from_numpy(indices), torch.from_numpy(weights.astype(np.float32))
+
+
+def normalize_advantages(advantages, weight):
+    """Mean 0 and variance 1 inside each task's slice. advantages, weight: [K, n]."""
+    centered = advantages - (weight * advantages).sum(1, keepdim=True)
+    return centered / ((weight * centered**2).sum(1, keepdim=True).sqrt() + 1e-8)
+
+
+def policy_losses(ratio, advantages, entropy, weight, args):
+    """The actor's part of Eq. (1), task by task. All tensors [K, n]. Returns [K]."""
+    surrogate = torch.min(ratio * advantages, ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef) * advantages)
+    return -(weight * (surrogate + args.ent_coef * entropy)).sum(1)
+
+
+def value_losses(values, old_values, returns, weight, args):
+    """The critic's part of Eq. (1), task by task. All tensors [K, n]. Returns [K] and where the clip stops the gradient."""
+    errors = (values - returns) ** 2
+    clipped = (old_values + (values - old_values).clamp(-args.clip_coef, args.clip_coef) - returns) ** 2
+    hit = (clipped > errors) & args.clip_vloss
+    return args.vf_coef * 0.5 * (weight * torch.where(hit, clipped, errors)).sum(1), hit
+
+
+def gradient_metrics(*sides):
+    """What Section 3 measures of per-task gradients. sides: the actor's and the critic's (name, G [K, K], w [K]), on the CPU."""
+    metrics = {}
+    for side, G, w in sides:
+        norms = G.diagonal().sqrt()
+        cosines, shares = G / norms.outer(norms).clamp_min(1e-60), w * norms
+        spread = norms.max() / norms.masked_fill(norms == 0, math.inf).min()  # of those that the value clip leaves a gradient
+        metrics[f"{side}_gradient_norm"], metrics[f"gradients/{side}_log10_norm_spread"] = norms, spread.clamp_min(1).log10()
+        metrics[f"gradients/{side}_mean_cosine"] = (cosines.sum() - cosines.trace()) / max(len(w) * (len(w) - 1), 1)
+        metrics[f"gradients/{side}_top1_share"] = shares.max() / shares.sum().clamp_min(1e-60)
+        metrics[f"gradients/{side}_combined_norm"] = (w @ G @ w).clamp_min(1e-60).sqrt()
+    metrics["gradients/norm_ratio"] = metrics["gradients/critic_combined_norm"] / metrics["gradients/actor_combined_norm"]
+    return metrics
+
+
+@torch.no_grad()
+def evaluate(agent, envs, num_episodes, device):
+    """The policy's mean on num_episodes goals of each task, each goal once; an episode stops at its first success. Returns
+    success [num_episodes, K] and the undiscounted returns [num_episodes, K] up to there, as Meta-World's own evaluation does."""
+    success, returns = np.zeros((num_episodes, envs.num_tasks), bool), np.zeros((num_episodes, envs.num_tasks))
+    one_hot = torch.eye(envs.num_tasks, device=device)
+    for goal in range(num_episodes):
+        active = np.ones(envs.num_tasks, bool)
+        obs, _, _ = envs.call("reset", np.full(envs.num_tasks, goal), active)
+        for _ in range(EPISODE_STEPS):
+            actions = agent.actor(torch.cat([torch.from_numpy(obs).to(device), one_hot], dim=1)).cpu().numpy()
+            obs, rewards, now = envs.call("step", actions.clip(-1, 1), active)
+            returns[goal] += rewards * active
+            active &= ~now
+            if not active.any():
+                break
+        success[goal] = ~active
+    return success, returns
+
+
+def main():
+    args, names, checkpoint = parse_args()
+    num_tasks, collect_steps = len(names), len(names) * args.num_steps
+    args.run_dir = args.run_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}__{SCRIPT}__MT{num_tasks}__{args.seed}"
+    run_dir = Path(args.run_dir)
+    threads = args.torch_threads or torch.get_num_threads()
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    torch.manual_seed(args.seed)
+    agent = Agent(num_tasks, args.hidden_sizes).to(device)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
+    actor_shared, critic_shared = list(agent.actor.parameters()), list(agent.critic.parameters())
+    actor_own, critic_own = [agent.log_std], [agent.head_weight, agent.head_bias]
+    first_collect, global_step, evals = 0, 0, [("step", "task", "episodes", "success_rate", "mean_return")]
+    if checkpoint:
+        agent.load_state_dict(checkpoint["agent"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        first_collect, global_step, evals = (checkpoint[key] for key in ("collect", "global_step", "evals"))
+    size = f"K = {num_tasks}, {sum(p.numel() for p in agent.parameters()):,} parameters"
+    print(f"{SCRIPT} on {' '.join(args.tasks) or args.benchmark}: {size}, device {device}, run directory {run_dir}", flush=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "args.json").write_text(json.dumps({"script": SCRIPT, **asdict(args)}, indent=2) + "\n")
+    if args.track:
+        import wandb
+        wandb.init(name=run_dir.name, config=asdict(args), dir=run_dir, sync_tensorboard=True)
+    writer = SummaryWriter(run_dir, purge_step=global_step + 1 if checkpoint else None)
+    writer.add_text("args", "\n".join(["|flag|value|", "|-|-|", *(f"|{k}|{v}|" for k, v in asdict(args).items())]), global_step)
+
+    def log(tag, value):  # a number, or K numbers under the tasks' names and their mean
+        for name, x in [(tag, value)] if np.ndim(value) == 0 else zip([*names, "mean"], [*value, value.mean()]):
+            writer.add_scalar(name if name == tag else f"{tag}/{name}", x, global_step)
+
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(f"\nstopped; continue with: python {sys.argv[0]} --resume {run_dir}"))
+    envs = TaskEnvs(names, args.reward_version, args.seed, args.num_workers)
+    num_collects, started = args.total_timesteps // collect_steps, time.time()
+    task = torch.arange(num_tasks, device=device)[:, None]
+    for collect in range(first_collect, num_collects + 1):
+        torch.set_num_threads(1)  # while environments step, K rows are little work and the cores are the workers'
+        if collect > first_collect or not checkpoint:
+            if global_step // args.eval_interval > (global_step - collect_steps) // args.eval_interval or collect == num_collects:
+                success, returns = evaluate(agent, envs, args.eval_episodes, device)
+                rates, means = success.mean(0).round(4), returns.mean(0).round(4)  # [K]
+                evals += zip([global_step] * num_tasks, names, [args.eval_episodes] * num_tasks, rates.tolist(), means.tolist())
+                log("eval_success", rates)
+                for k in [k for k in (1, 3, 5, 10, 20) if k <= num_tasks]:
+                    log(f"eval/success_worst_{k}", np.sort(rates)[:k].mean())
+                (run_dir / "evals.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in evals))
+            writer.flush()
+            state = dict(script=SCRIPT, args=asdict(args), tasks=names, collect=collect, global_step=global_step, evals=evals)
+            torch.save({**state, "agent": agent.state_dict(), "optimizer": optimizer.state_dict()}, run_dir / "checkpoint.tmp")
+            os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
+            seconds = (time.time() - started) / max(collect - first_collect, 1)
+            print(f"|{'#' * (20 * collect // num_collects):20}| collect {collect}/{num_collects}, {global_step:,} steps, "
+                  f"{collect_steps / seconds:,.0f} steps/s, ETA {(num_collects - collect) * seconds / 3600:.2f} h, "
+                  f"success {np.mean([row[3] for row in evals[-num_tasks:]]):.3f}", flush=True)
+        if collect == num_collects:
+            break
+        rng, began = np.random.default_rng([args.seed, collect]), time.time()  # all of a collect's randomness: --resume is exact
+        obs, actions, rewards, success = rollout(agent, envs, args.num_steps, rng, device)  # Algorithm C.1
+        update_began, metrics = time.time(), {}
+        torch.set_num_threads(threads)
+        obs, actions, rewards = (torch.from_numpy(x).to(device) for x in (obs, actions, rewards))
+        flat_obs, flat_actions = obs[:, :, :-1].flatten(1, 2), actions.flatten(1, 2)  # [K, T, obs_dim], [K, T, 4]
+        with torch.no_grad():
+            policies = (Normal(agent.actor(o), s.exp()) for o, s in zip(flat_obs, agent.log_std))  # task by task to bound memory
+            old_logprobs = torch.stack([p.log_prob(a).sum(-1) for p, a in zip(policies, flat_actions)])  # [K, T]
+        for repeat in range(args.update_epochs):
+            values = agent.values(obs)  # [K, E, 501], raw; anew in every repeat (Table B.1)
+            values[..., -1] *= args.bootstrap_truncation
+            advantages, returns = gae(rewards, values, args.gamma, args.gae_lambda)  # [K, E, 500]
+            advantages, returns, old_values = (x.flatten(1) for x in (advantages, returns, values[..., :-1]))  # [K, T]
+            if repeat == 0:
+                metrics["explained_variance"] = [1 - (returns - old_values).var(1) / returns.var(1).clamp_min(1e-8)]
+                agent.update_popart(returns)  # Algorithm C.1, line 3
+            returns, old_values = agent.normalize(returns), agent.normalize(old_values)
+            indices, weights = (x.to(device) for x in deal_minibatches(num_tasks, args.num_steps, args.num_minibatches, rng))
+            samples = flat_obs, flat_actions, old_logprobs, advantages, returns, old_values
+            for index, weight in zip(indices, weights):  # [K, n]; Algorithm C.1, line 6
+                mb_obs, mb_actions, mb_old_logprobs, mb_advantages, mb_returns, mb_old_values = (x[task, index] for x in samples)
+                mb_advantages = normalize_advantages(mb_advantages, weight)  # Section 2
+                mean, actor_tape = forward_with_tape(agent.actor, mb_obs)  # [K, n, 4]
+                policy = Normal(mean, agent.log_std[:, None].exp())
+                ratio = (policy.log_prob(mb_actions).sum(-1) - mb_old_logprobs).exp()  # [K, n]
+                entropy = policy.entropy().sum(-1)
+                actor_losses = policy_losses(ratio, mb_advantages, entropy, weight, args)  # [K]; lines 9-12
+                output, critic_tape = forward_with_tape(agent.critic, mb_obs)  # [K, n, 1]
+                mb_values = agent.head_weight[:, None] * output.squeeze(-1) + agent.head_bias[:, None]  # normalised [K, n]
+                critic_losses, hit = value_losses(mb_values, mb_old_values, mb_returns, weight, args)  # [K]
+                actor_grads, actor_own_grads = per_task_gradients(actor_losses, actor_tape, actor_own)  # [K, D]
+                critic_grads, critic_own_grads = per_task_gradients(critic_losses, critic_tape, critic_own)
+                actor_gram, critic_gram = torch.stack([gram(actor_grads), gram(critic_grads)]).cpu()  # the only wait for the GPU
+                actor_weights = torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64)  # lines 13-14
+                critic_weights = torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64)
+                set_combined_gradient(actor_shared, actor_grads, actor_own, actor_own_grads, actor_weights.to(device))
+                set_combined_gradient(critic_shared, critic_grads, critic_own, critic_own_grads, critic_weights.to(device))
+                nn.utils.clip_grad_norm_(actor_shared + actor_own, args.max_grad_norm)
+                nn.utils.clip_grad_norm_(critic_shared + critic_own, args.max_grad_norm)
+                optimizer.step()
+                for tag, value in {
+                    "losses/policy": actor_losses.mean(), "losses/value": critic_losses.mean(), "losses/entropy": entropy.mean(),
+                    "losses/approx_kl": (weight * (ratio - 1 - ratio.log())).sum(1).mean(),
+                    "losses/ratio_clip_fraction": (weight * ((ratio - 1).abs() > args.clip_coef)).sum(1).mean(),
+                    "losses/value_clip_fraction": (weight * hit).sum(1).mean(),
+                    **gradient_metrics(("actor", actor_gram, actor_weights), ("critic", critic_gram, critic_weights)),
+                }.items():
+                    metrics.setdefault(tag, []).append(value.detach())
+        global_step, now = global_step + collect_steps, time.time()
+        for tag, value in metrics.items():
+            log(tag, torch.stack(value).mean(0).cpu().numpy())
+        log("popart_mu", agent.mu.cpu().numpy())
+        log("popart_sigma", agent.sigma.cpu().numpy())
+        log("train_success", success.mean(1))
+        log("train_return", rewards.sum(-1).mean(1).cpu().numpy())
+        for name, seconds in ("rollout", update_began - began), ("update", now - update_began), ("all", now - began):
+            log(f"speed/{name}_steps_per_second", collect_steps / seconds)
+
+
+if __name__ == "__main__":
+    main()
