@@ -1,6 +1,6 @@
 """Trains TOPPO as toppo_mt50.py does, with the same flags, and keeps the Gram matrices of every 48th minibatch.
 
-    python benchmarks/capture_grams.py --benchmark MT10 --total-timesteps 300000 --eval-episodes 1
+    python benchmarks/capture_grams.py --benchmark MT10 --total-timesteps 200000 --eval-episodes 1 --eval-interval 200000
 
 Writes results/fairgrad_solver_captured_grams.npz: critic and actor, both [n, K, K] fp64, in the order of training.
 """
