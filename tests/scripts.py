@@ -27,7 +27,7 @@ WITH_POPART = [m for path, m in MODULES.items() if "popart" in path or "toppo" i
 WITH_LAYER_NORM = [m for path, m in MODULES.items() if "ln" in m.SCRIPT.split("_") or "toppo" in path]
 
 
-def run(path, *flags, timeout=300):
+def run(path, *flags, timeout=300, env=None):
     """Runs a script from the repository root, without PYTHONPATH. Returns the finished process."""
     command = [sys.executable, path, "--no-cuda", *map(str, flags)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=env)

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -81,6 +82,17 @@ def test_trains_logs_evaluates_and_resumes(path, tmp_path):
     assert load(run_dir)["global_step"] == 4500
     assert [s for s, _ in scalars(run_dir)["losses/value"]] == [1500, 3000, 4500]
     assert len(list(csv.DictReader(open(run_dir / "evals.csv")))) == 9
+
+
+def test_track_mirrors_to_weights_and_biases(tmp_path):
+    """wandb is imported with --track only, and asked to follow TensorBoard. A stand-in notes what it is told."""
+    note = f"open({str(tmp_path / 'said')!r}, 'w').write(repr(sorted(said.items())))"
+    (tmp_path / "wandb.py").write_text(f"def init(**said):\n    {note}\n")
+    flags = [*SMALL, "--total-timesteps", 1500, "--run-dir", tmp_path / "run"]
+    process = run("vanilla_mtppo.py", *flags, "--track", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert process.returncode == 0, process.stderr
+    said = (tmp_path / "said").read_text()
+    assert "('name', 'run')" in said and "('sync_tensorboard', True)" in said and "'num_steps': 500" in said
 
 
 def start(path, *flags):
