@@ -42,7 +42,7 @@ def test_pcgrad_without_conflict_is_the_mean_and_takes_zero_gradients():
 
 
 def some_grams(source):
-    """Random Gram matrices, or a real run's of actor or critic (benchmarks/capture_grams.py), scaled as torchjd's tolerances expect."""
+    """Random Gram matrices, or those of a real run (benchmarks/capture_grams.py), scaled as torchjd's tolerances expect."""
     if source == "random":
         return [(J := some_gradients(k, 60, 1, seed=k)) @ J.T for k in (1, 2, 5, 10, 50)]
     with np.load(ROOT / "results/fairgrad_solver_captured_grams.npz") as captured:
