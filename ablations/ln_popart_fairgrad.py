@@ -62,7 +62,7 @@ class Args:
     gae_lambda: float = 0.97
     """lambda of generalized advantage estimation (Table B.1, from Meta-World+)"""
     bootstrap_truncation: bool = True
-    """value an episode's last observation by the critic (our choice), or with --no- as 0, like Meta-World+"""
+    """value an episode's last observation by the critic (our choice); --no-bootstrap-truncation: as 0, like Meta-World+"""
     clip_coef: float = 0.2
     """epsilon of the ratio clip and of the value clip (Table B.1, from Meta-World+)"""
     clip_vloss: bool = True
