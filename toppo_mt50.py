@@ -87,8 +87,10 @@ class Args:
     """compute on the GPU if there is one"""
     torch_threads: int = 0
     """CPU threads of PyTorch; 0: PyTorch's default"""
+    num_envs_per_task: int = 1
+    """environments of each task, which share out its episodes of a collect: for more than K workers (Section 5.1: 1)"""
     num_workers: int = 0
-    """processes that step the environments, each a share of the tasks; 0: one per CPU core"""
+    """processes that step the environments, each a share of them; 0: one per CPU core"""
     track: bool = False
     """mirror TensorBoard to Weights & Biases (needs wandb; WANDB_PROJECT and WANDB_ENTITY say where)"""
 
@@ -111,7 +113,7 @@ def parse_args():
             check(False, f"--resume {args.resume}: no run or checkpoint.pt of {SCRIPT}.py ({type(error).__name__} at {path})")
         check(checkpoint["script"] == SCRIPT, f"--resume {args.resume}: a run of {checkpoint['script']}.py; resume it with that")
         args = tyro.cli(Args, default=Args(**saved))  # flags not given keep the checkpoint's values
-        for name in saved.keys() - {"total_timesteps", "cuda", "torch_threads", "num_workers", "track"}:
+        for name in saved.keys() - {"total_timesteps", "cuda", "torch_threads", "num_envs_per_task", "num_workers", "track"}:
             check(vars(args)[name] == saved[name], f"--{name.replace('_', '-')} contradicts the checkpoint's {saved[name]}")
     names = list(args.tasks or BENCHMARKS.get(args.benchmark, ()))
     args.total_timesteps = 2_000_000 * len(names) if args.total_timesteps is None else args.total_timesteps
@@ -123,7 +125,9 @@ def parse_args():
         ("tasks", len(set(names)) == len(names), "each task once"),
         ("reward_version", args.reward_version in ("v1", "v2"), "v1 or v2"),
         ("seed", 0 <= args.seed < 2**32, "0 to 2^32 - 1, the seeds that Meta-World takes"),
-        ("num_steps", args.num_steps > 0 and args.num_steps % EPISODE_STEPS == 0, "a whole number of 500-step episodes"),
+        ("num_envs_per_task", args.num_envs_per_task > 0, "more than 0"),
+        ("num_steps", args.num_steps > 0 and args.num_steps % (EPISODE_STEPS * max(args.num_envs_per_task, 1)) == 0,
+         f"a multiple of {EPISODE_STEPS * args.num_envs_per_task}, a 500-step episode in each of a task's environments"),
         ("total_timesteps", args.total_timesteps >= args.num_steps * len(names), "at least one collect: tasks x --num-steps"),
         ("num_minibatches", 0 < args.num_minibatches <= args.num_steps, f"1 to {args.num_steps}, a task's samples"),
         ("eval_episodes", 0 < args.eval_episodes <= NUM_GOALS, f"1 to {NUM_GOALS}, a task's training goals"),
@@ -138,47 +142,71 @@ def parse_args():
     return args, names, checkpoint
 
 
-def environment_worker(pipe, names, reward_version, seed):
-    """A process that holds some of the tasks and obeys ("reset", goals, active) and ("step", actions, active)."""
+@torch.no_grad()
+def environment_worker(pipe, names, tasks, reward_version, seed, hidden_sizes):
+    """A process that holds an environment for each of tasks, n indices into names, and a copy of the actor, so that nothing
+    crosses between processes while an episode runs. It obeys (the actor's parameters, goals [n, R], noise [n, R, 500, 4]) by
+    playing R episodes in each environment, all n in step; noise None: without noise, each episode to its first success."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process to handle
-    benchmarks = [metaworld.MT1(name, seed=seed) for name in names]  # each draws its task's 50 goals
-    envs = [mt1.train_classes[name](reward_function_version=reward_version) for mt1, name in zip(benchmarks, names)]
-    obs, rewards, success = np.zeros((len(envs), OBS_DIM), np.float32), np.zeros(len(envs)), np.zeros(len(envs), bool)
+    torch.set_num_threads(1)
+    benchmarks = [metaworld.MT1(names[k], seed=seed) for k in tasks]  # each draws its task's 50 goals
+    envs = [mt1.train_classes[names[k]](reward_function_version=reward_version) for mt1, k in zip(benchmarks, tasks)]
+    actor, one_hot = Agent(len(names), hidden_sizes).actor, torch.eye(len(names))[tasks]
     try:
         while True:
-            command, values, active = pipe.recv()
-            for i in np.flatnonzero(active):
-                if command == "reset":
-                    envs[i].set_task(benchmarks[i].train_tasks[values[i]])
-                    obs[i], _ = envs[i].reset()
-                else:
-                    obs[i], rewards[i], _, _, info = envs[i].step(values[i])
-                    success[i] = info["success"]
-            pipe.send((obs, rewards, success))
+            parameters, goals, noise = pipe.recv()
+            nn.utils.vector_to_parameters(torch.from_numpy(parameters), actor.parameters())
+            obs = np.zeros((*goals.shape, EPISODE_STEPS + 1, OBS_DIM), np.float32)
+            actions = np.zeros((*goals.shape, EPISODE_STEPS, ACTION_DIM), np.float32)
+            rewards, success = np.zeros(actions.shape[:3], np.float32), np.zeros(goals.shape, bool)
+            for e in range(goals.shape[1]):
+                for i, env in enumerate(envs):
+                    env.set_task(benchmarks[i].train_tasks[goals[i, e]])
+                    obs[i, e, 0], _ = env.reset()
+                playing = np.arange(len(envs))
+                for t in range(EPISODE_STEPS):
+                    mean = actor(torch.cat([torch.from_numpy(obs[:, e, t]), one_hot], dim=1)).numpy()  # [n, 4]
+                    actions[:, e, t] = mean if noise is None else mean + noise[:, e, t]
+                    for i in playing:
+                        obs[i, e, t + 1], rewards[i, e, t], _, _, info = envs[i].step(actions[i, e, t].clip(-1, 1))
+                        success[i, e] |= bool(info["success"])
+                    if noise is None:
+                        playing = np.flatnonzero(~success[:, e])
+                    if len(playing) == 0:
+                        break
+                    if pipe.poll():  # the main process is gone, as it says nothing before it has this answer
+                        return
+            pipe.send((obs, actions, rewards, success))
     except (EOFError, ConnectionError):
         pass  # the main process is gone
 
 
 class TaskEnvs:
-    """One Meta-World environment per task, stepped together by a few processes."""
+    """Meta-World environments, num_envs for each task, shared out among a few processes."""
 
-    def __init__(self, names, reward_version, seed, num_workers):
-        self.pipes, self.num_tasks, num_workers = [], len(names), min(num_workers or os.cpu_count(), len(names))
-        self.shares = [np.arange(w, self.num_tasks, num_workers) for w in range(num_workers)]
-        self.order = np.argsort(np.concatenate(self.shares))
+    def __init__(self, names, args):
+        self.num_tasks, self.num_envs, num_envs = len(names), args.num_envs_per_task, len(names) * args.num_envs_per_task
+        num_workers = min(args.num_workers or os.cpu_count(), num_envs)
+        self.shares = [np.arange(w, num_envs, num_workers) for w in range(num_workers)]
+        self.order, self.pipes = np.argsort(np.concatenate(self.shares)), []
         context = multiprocessing.get_context("spawn")  # fork is not safe beside CUDA and threads
         for share in self.shares:
             pipe, worker_end = context.Pipe()
-            job = worker_end, [names[k] for k in share], reward_version, seed
+            job = worker_end, names, share // self.num_envs, args.reward_version, args.seed, args.hidden_sizes
             context.Process(target=environment_worker, args=job, daemon=True).start()
             worker_end.close()
             self.pipes.append(pipe)
 
-    def call(self, command, values, active):
-        """("reset", goals [K]) or ("step", actions [K, 4]) for the active [K]. Returns obs [K, 39], rewards [K], success [K]."""
+    def play(self, agent, goals, noise=None):
+        """An episode on each of goals [K, E], with noise [K, E, 500, 4] on the actor's mean or, without it, to the first success.
+        Returns obs [K, E, 501, 39], the last one included, actions [K, E, 500, 4], rewards [K, E, 500] and success [K, E]."""
+        parameters, shape = nn.utils.parameters_to_vector(agent.actor.parameters()).detach().cpu().numpy(), goals.shape
+        goals = np.pad(goals, ((0, 0), (0, -shape[1] % self.num_envs))).reshape(len(self.order), -1)  # [K num_envs, R]
+        noise = noise if noise is None else noise.reshape(*goals.shape, EPISODE_STEPS, ACTION_DIM)
         for pipe, share in zip(self.pipes, self.shares):
-            pipe.send((command, values[share], active[share]))
-        return [np.concatenate(parts)[self.order] for parts in zip(*(pipe.recv() for pipe in self.pipes))]
+            pipe.send((parameters, goals[share], None if noise is None else noise[share]))
+        results = [np.concatenate(parts)[self.order] for parts in zip(*(pipe.recv() for pipe in self.pipes))]
+        return [x.reshape(shape[0], -1, *x.shape[2:])[:, : shape[1]] for x in results]
 
 
 def mlp(sizes, output_gain, layer_norm=False):
@@ -285,23 +313,19 @@ def set_combined_gradient(shared, grads, own, own_grads, weights):
 
 
 @torch.no_grad()
-def rollout(agent, envs, num_steps, rng, device):
+def rollout(agent, envs, num_steps, rng):
     """num_steps steps of each task, on random goals, with exploration noise. With E = num_steps / 500 episodes per task, returns
     obs [K, E, 501, 39 + K], the last of an episode included, actions [K, E, 500, 4], rewards [K, E, 500], success [K, E]."""
-    num_tasks, episodes, everyone = envs.num_tasks, num_steps // EPISODE_STEPS, np.ones(envs.num_tasks, bool)
-    obs = np.zeros((num_tasks, episodes, EPISODE_STEPS + 1, OBS_DIM + num_tasks), np.float32)
-    obs[..., OBS_DIM:] = np.eye(num_tasks)[:, None, None]
-    actions = np.zeros((num_tasks, episodes, EPISODE_STEPS, ACTION_DIM), np.float32)
-    rewards, success = np.zeros(actions.shape[:3], np.float32), np.zeros(actions.shape[:2], bool)
-    std = agent.log_std.exp().cpu().numpy()
+    num_tasks, episodes = envs.num_tasks, num_steps // EPISODE_STEPS
+    goals = np.zeros((num_tasks, episodes), int)
+    noise = np.zeros((num_tasks, episodes, EPISODE_STEPS, ACTION_DIM), np.float32)
     for e in range(episodes):
-        obs[:, e, 0, :OBS_DIM] = envs.call("reset", rng.integers(NUM_GOALS, size=num_tasks), everyone)[0]
-        for t in range(EPISODE_STEPS):
-            mean = agent.actor(torch.from_numpy(obs[:, e, t]).to(device)).cpu().numpy()
-            actions[:, e, t] = mean + std * rng.standard_normal((num_tasks, ACTION_DIM), np.float32)
-            obs[:, e, t + 1, :OBS_DIM], rewards[:, e, t], now = envs.call("step", actions[:, e, t].clip(-1, 1), everyone)
-            success[:, e] |= now
-    return obs, actions, rewards, success
+        goals[:, e] = rng.integers(NUM_GOALS, size=num_tasks)
+        noise[:, e] = rng.standard_normal((EPISODE_STEPS, num_tasks, ACTION_DIM), np.float32).swapaxes(0, 1)
+    noise *= agent.log_std.exp().cpu().numpy()[:, None, None]
+    obs, actions, rewards, success = envs.play(agent, goals, noise)
+    one_hot = np.broadcast_to(np.eye(num_tasks, dtype=np.float32)[:, None, None], (*obs.shape[:3], num_tasks))
+    return np.concatenate([obs, one_hot], axis=-1), actions, rewards, success
 
 
 def gae(rewards, values, gamma, gae_lambda):
@@ -360,24 +384,11 @@ def gradient_metrics(*sides):
     return metrics
 
 
-@torch.no_grad()
-def evaluate(agent, envs, num_episodes, device):
+def evaluate(agent, envs, num_episodes):
     """The policy's mean on num_episodes goals of each task, each goal once; an episode stops at its first success. Returns
-    success [num_episodes, K] and the undiscounted returns [num_episodes, K] up to there, as Meta-World's own evaluation does."""
-    success, returns = np.zeros((num_episodes, envs.num_tasks), bool), np.zeros((num_episodes, envs.num_tasks))
-    one_hot = torch.eye(envs.num_tasks, device=device)
-    for goal in range(num_episodes):
-        active = np.ones(envs.num_tasks, bool)
-        obs, _, _ = envs.call("reset", np.full(envs.num_tasks, goal), active)
-        for _ in range(EPISODE_STEPS):
-            actions = agent.actor(torch.cat([torch.from_numpy(obs).to(device), one_hot], dim=1)).cpu().numpy()
-            obs, rewards, now = envs.call("step", actions.clip(-1, 1), active)
-            returns[goal] += rewards * active
-            active &= ~now
-            if not active.any():
-                break
-        success[goal] = ~active
-    return success, returns
+    success [K, num_episodes] and the undiscounted returns [K, num_episodes] up to there, as Meta-World's own evaluation does."""
+    _, _, rewards, success = envs.play(agent, np.tile(np.arange(num_episodes), (envs.num_tasks, 1)))
+    return success, rewards.sum(-1)
 
 
 def main():
@@ -385,7 +396,7 @@ def main():
     num_tasks, collect_steps = len(names), len(names) * args.num_steps
     args.run_dir = args.run_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}__{SCRIPT}__MT{num_tasks}__{args.seed}"
     run_dir = Path(args.run_dir)
-    threads = args.torch_threads or torch.get_num_threads()
+    torch.set_num_threads(args.torch_threads or torch.get_num_threads())
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     agent = Agent(num_tasks, args.hidden_sizes).to(device)
@@ -412,15 +423,14 @@ def main():
             writer.add_scalar(name if name == tag else f"{tag}/{name}", x, global_step)
 
     signal.signal(signal.SIGINT, lambda *_: sys.exit(f"\nstopped; continue with: python {sys.argv[0]} --resume {run_dir}"))
-    envs = TaskEnvs(names, args.reward_version, args.seed, args.num_workers)
+    envs = TaskEnvs(names, args)
     num_collects, started = args.total_timesteps // collect_steps, time.time()
     task = torch.arange(num_tasks, device=device)[:, None]
     for collect in range(first_collect, num_collects + 1):
-        torch.set_num_threads(1)  # while environments step, K rows are little work and the cores are the workers'
         if collect > first_collect or not checkpoint:
             if global_step // args.eval_interval > (global_step - collect_steps) // args.eval_interval or collect == num_collects:
-                success, returns = evaluate(agent, envs, args.eval_episodes, device)
-                rates, means = success.mean(0).round(4), returns.mean(0).round(4)  # [K]
+                success, returns = evaluate(agent, envs, args.eval_episodes)
+                rates, means = success.mean(1).round(4), returns.mean(1).round(4)  # [K]
                 evals += zip([global_step] * num_tasks, names, [args.eval_episodes] * num_tasks, rates.tolist(), means.tolist())
                 log("eval_success", rates)
                 for k in [k for k in (1, 3, 5, 10, 20) if k <= num_tasks]:
@@ -437,9 +447,8 @@ def main():
         if collect == num_collects:
             break
         rng, began = np.random.default_rng([args.seed, collect]), time.time()  # all of a collect's randomness: --resume is exact
-        obs, actions, rewards, success = rollout(agent, envs, args.num_steps, rng, device)  # Algorithm C.1
+        obs, actions, rewards, success = rollout(agent, envs, args.num_steps, rng)  # Algorithm C.1
         update_began, metrics = time.time(), {}
-        torch.set_num_threads(threads)
         obs, actions, rewards = (torch.from_numpy(x).to(device) for x in (obs, actions, rewards))
         flat_obs, flat_actions = obs[:, :, :-1].flatten(1, 2), actions.flatten(1, 2)  # [K, T, obs_dim], [K, T, 4]
         with torch.no_grad():

@@ -9,11 +9,19 @@ import vanilla_mtppo as ppo
 NAMES = ["drawer-close-v3", "reach-v3", "push-v3"]
 
 
-@pytest.fixture(scope="module", params=["v1", "v2"])
-def envs(request):
-    envs = ppo.TaskEnvs(NAMES, request.param, seed=5, num_workers=2)
-    envs.reward_version = request.param
-    return envs
+def make_envs(names, **flags):
+    return ppo.TaskEnvs(names, ppo.Args(**{"seed": 5, "num_workers": 2, "hidden_sizes": (16,), **flags}))
+
+
+def make_agent(num_tasks, constant_action=None):
+    """An untrained agent, or one whose mean is always the same."""
+    torch.manual_seed(0)
+    agent = ppo.Agent(num_tasks, (16,))
+    if constant_action is not None:
+        with torch.no_grad():
+            agent.actor[-1].weight.zero_()
+            agent.actor[-1].bias.copy_(torch.tensor(constant_action))
+    return agent
 
 
 def reference_env(name, reward_version, goal, seed=5):
@@ -24,33 +32,31 @@ def reference_env(name, reward_version, goal, seed=5):
     return env
 
 
-def test_steps_are_metaworlds_own(envs):
-    """Also after another episode: nothing of it may be left, or --resume would not be exact."""
-    everyone, actions = np.ones(3, bool), np.random.default_rng(0).uniform(-1, 1, (40, 3, 4)).astype(np.float32)
-    envs.call("reset", np.array([9, 9, 9]), everyone)
-    for a in actions[::-1]:
-        envs.call("step", a, everyone)
-    goals = np.array([3, 41, 0])
-    obs = [envs.call("reset", goals, everyone)[0]]
-    steps = [envs.call("step", a, everyone) for a in actions]
+@pytest.mark.parametrize("reward_version", ["v1", "v2"])
+@pytest.mark.parametrize("num_envs_per_task", [1, 2])
+def test_episodes_are_metaworlds_own(reward_version, num_envs_per_task):
+    """Also the episode after another one: nothing of that may be left, or --resume would not be exact."""
+    envs, agent = make_envs(NAMES, reward_version=reward_version, num_envs_per_task=num_envs_per_task), make_agent(3)
+    goals = np.array([[9, 3], [9, 41], [9, 0]])
+    noise = np.random.default_rng(0).normal(size=(3, 2, 500, 4)).astype(np.float32)
+    obs, actions, rewards, success = envs.play(agent, goals, noise)
     for k, name in enumerate(NAMES):
-        env = reference_env(name, envs.reward_version, goals[k])
-        np.testing.assert_array_equal(obs[0][k], env.reset()[0].astype(np.float32))
-        for a, (step_obs, rewards, success) in zip(actions, steps):
-            expected_obs, reward, terminated, truncated, info = env.step(a[k])
-            np.testing.assert_array_equal(step_obs[k], expected_obs.astype(np.float32))
-            assert rewards[k] == reward
-            assert success[k] == bool(info["success"])
-            assert not terminated and not truncated
+        with torch.no_grad():
+            means = agent.actor(torch.cat([torch.from_numpy(obs[k, :, :-1]), torch.eye(3)[k].expand(2, 500, 3)], dim=-1))
+        np.testing.assert_allclose(actions[k], means.numpy() + noise[k], atol=1e-6)
+        for e in range(2):
+            env = reference_env(name, reward_version, goals[k, e])
+            np.testing.assert_array_equal(obs[k, e, 0], env.reset()[0].astype(np.float32))
+            steps = [env.step(a) for a in actions[k, e].clip(-1, 1)]
+            np.testing.assert_array_equal(obs[k, e, 1:], np.array([step[0] for step in steps], np.float32))
+            np.testing.assert_array_equal(rewards[k, e], np.array([step[1] for step in steps], np.float32))
+            assert success[k, e] == any(step[4]["success"] for step in steps)
 
 
 def test_reward_versions_differ():
-    rewards = {}
-    for version in "v1", "v2":
-        worker = ppo.TaskEnvs(["push-v3"], version, seed=5, num_workers=1)
-        worker.call("reset", np.array([0]), np.ones(1, bool))
-        rewards[version] = [worker.call("step", np.full((1, 4), 0.3), np.ones(1, bool))[1][0] for _ in range(5)]
-    assert not np.allclose(rewards["v1"], rewards["v2"])
+    goals, noise = np.zeros((1, 1), int), np.full((1, 1, 500, 4), 0.3, np.float32)
+    rewards = [make_envs(["push-v3"], reward_version=v).play(make_agent(1), goals, noise)[2] for v in ("v1", "v2")]
+    assert not np.allclose(*rewards)
 
 
 def test_episodes_end_by_truncation_after_500_steps():
@@ -60,72 +66,60 @@ def test_episodes_end_by_truncation_after_500_steps():
     assert ends == [(False, False)] * 499 + [(False, True)]
 
 
-def test_inactive_tasks_rest(envs):
-    everyone = np.ones(3, bool)
-    envs.call("reset", np.array([1, 1, 1]), everyone)
-    first = envs.call("step", np.full((3, 4), 0.5), everyone)[0]
-    second = envs.call("step", np.full((3, 4), 0.5), np.array([True, False, True]))[0]
-    assert (first[1] == second[1]).all()
-    assert (first[[0, 2]] != second[[0, 2]]).any(1).all()
-
-
-def test_rollout(envs, monkeypatch):
-    """Observations carry the one-hot and the next episode's start; a (seed, collect) generator makes it repeatable."""
-    monkeypatch.setattr(ppo, "EPISODE_STEPS", 12)
-    torch.manual_seed(0)
-    agent = ppo.Agent(3, (16,))
-    collects = [ppo.rollout(agent, envs, 24, np.random.default_rng([1, c]), "cpu") for c in (0, 0, 1)]
+def test_rollout():
+    """Observations carry the one-hot; goals and noise are drawn episode by episode and step by step for all tasks from the
+    collect's generator, as they were when the main process stepped the environments: the same seed gives the same numbers."""
+    envs, agent = make_envs(NAMES), make_agent(3)
+    with torch.no_grad():
+        agent.log_std += torch.tensor([[0.0], [-1.0], [0.5]])
+    collects = [ppo.rollout(agent, envs, 1000, np.random.default_rng([1, c])) for c in (0, 0, 1)]
     for a, b in zip(collects[0], collects[1]):
         np.testing.assert_array_equal(a, b)
     assert (collects[0][1] != collects[2][1]).any()
     obs, actions, rewards, success = collects[0]
-    assert obs.shape == (3, 2, 13, 42) and actions.shape == (3, 2, 12, 4)
-    assert rewards.shape == (3, 2, 12) and success.shape == (3, 2)
+    assert obs.shape == (3, 2, 501, 42) and actions.shape == (3, 2, 500, 4)
+    assert rewards.shape == (3, 2, 500) and success.shape == (3, 2)
     for k in range(3):
         assert (obs[k, ..., 39:] == np.eye(3)[k]).all()
     np.testing.assert_array_equal(obs[:, :, 1:, 18:36], obs[:, :, :-1, :18])  # each holds the step before it
     assert np.abs(actions).max() > 1  # stored as drawn; only the environment sees them clipped
+    rng, std = np.random.default_rng([1, 0]), agent.log_std.exp().detach().numpy()
+    for e in range(2):
+        for k, (name, goal) in enumerate(zip(NAMES, rng.integers(50, size=3))):
+            np.testing.assert_array_equal(obs[k, e, 0, :39], reference_env(name, "v2", goal).reset()[0].astype(np.float32))
+        for t in range(500):
+            with torch.no_grad():
+                mean = agent.actor(torch.from_numpy(obs[:, e, t])).numpy()
+            np.testing.assert_allclose(actions[:, e, t], mean + std * rng.standard_normal((3, 4), np.float32), atol=1e-6)
 
 
 def test_evaluation_visits_each_of_the_50_goals_once(monkeypatch):
-    monkeypatch.setattr(ppo, "EPISODE_STEPS", 4)
-    envs, starts = ppo.TaskEnvs(["reach-v3"], "v2", seed=2, num_workers=1), []
-    call = envs.call
-
-    def spy(command, values, active):
-        result = call(command, values, active)
-        if command == "reset":
-            starts.append(result[0][0])
-        return result
-
-    envs.call = spy
-    success, returns = ppo.evaluate(ppo.Agent(1, (8,)), envs, 50, "cpu")
-    assert success.shape == returns.shape == (50, 1)
+    """With three environments, which play 17 episodes each, one more than asked for."""
+    envs, play, results = make_envs(["reach-v3"], num_envs_per_task=3, seed=2), ppo.TaskEnvs.play, []
+    monkeypatch.setattr(ppo.TaskEnvs, "play", lambda *job: results.append(play(*job)) or results[-1])
+    success, returns = ppo.evaluate(make_agent(1), envs, 50)
+    assert success.shape == returns.shape == (1, 50)
     assert (returns > 0).all()
-    expected, env = [], reference_env("reach-v3", "v2", 0, seed=2)
+    starts, expected, env = results[0][0][0, :, 0], [], reference_env("reach-v3", "v2", 0, seed=2)
     for task in metaworld.MT1("reach-v3", seed=2).train_tasks:
         env.set_task(task)
         expected.append(env.reset()[0].astype(np.float32))
-    visited, goals = (np.unique(np.array(obs)[:, 36:39], axis=0) for obs in (starts, expected))
-    assert len(starts) == len(goals) == 50
-    np.testing.assert_array_equal(visited, goals)
+    np.testing.assert_array_equal(starts, expected)
+    assert len(np.unique(starts[:, 36:39], axis=0)) == 50
 
 
-def test_evaluation_stops_an_episode_at_its_first_success(monkeypatch):
-    class OneStepTasks:  # task 0 succeeds at its third step, task 1 never; each step is worth 1
-        num_tasks, steps = 2, 0
-
-        def call(self, command, values, active):
-            self.steps = 0 if command == "reset" else self.steps + 1
-            if command == "step":
-                self.active.append(active.copy())
-            return np.zeros((2, 39), np.float32), np.ones(2), np.array([self.steps == 3, False])
-
-        active = []
-
-    monkeypatch.setattr(ppo, "EPISODE_STEPS", 6)
-    envs = OneStepTasks()
-    success, returns = ppo.evaluate(ppo.Agent(2, (8,)), envs, 1, "cpu")
-    assert success.tolist() == [[True, False]]
-    assert returns.tolist() == [[3.0, 6.0]]
-    assert [a.tolist() for a in envs.active] == [[True, True]] * 3 + [[False, True]] * 3
+def test_evaluation_stops_an_episode_at_its_first_success():
+    """A hand that goes back, with fingers that open, closes the drawer and never reaches reach's goal."""
+    action, names = (0.0, 1.0, -1.0, 0.0), ["drawer-close-v3", "reach-v3"]
+    success, returns = ppo.evaluate(make_agent(2, action), make_envs(names), 3)
+    assert success.tolist() == [[True] * 3, [False] * 3]
+    for k, name in enumerate(names):
+        for goal in range(3):
+            env, expected = reference_env(name, "v2", goal), 0.0
+            env.reset()
+            for _ in range(500):
+                _, reward, _, _, info = env.step(np.array(action, np.float32))
+                expected += reward
+                if info["success"]:
+                    break
+            assert returns[k, goal] == pytest.approx(expected, rel=1e-5)

@@ -14,7 +14,7 @@ FLAGS = """seed benchmark tasks reward_version total_timesteps num_steps update_
 @pytest.mark.parametrize("path", PATHS)
 def test_scripts_are_short_and_self_contained(path):
     source = (ROOT / path).read_text()
-    assert len(source.splitlines()) <= (450 if path == "vanilla_mtppo.py" else 550)
+    assert len(source.splitlines()) <= (500 if path == "vanilla_mtppo.py" else 600)
     folders = ".", "ablations", "tools", "tests", "paper", "benchmarks"
     local = {p.stem for folder in folders for p in (ROOT / folder).glob("*.py")}
     imports = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Import | ast.ImportFrom)]
