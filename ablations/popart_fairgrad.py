@@ -5,6 +5,7 @@ per-task gradients, the actor their plain mean.
 Shapes: K tasks, T steps per task and collect in E episodes, n the largest share of a task in a minibatch.
 """
 
+import ctypes
 import json
 import math
 import multiprocessing
@@ -17,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # OpenMP threads that wait by spinning crawl on cores that others use too
+if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):  # glibc: keep the 25 MB buffers that each minibatch frees,
+    ctypes.CDLL(None).mallopt(-3, 1 << 25), ctypes.CDLL(None).mallopt(-1, 1 << 30)  # or it pays page faults for them anew
 import metaworld
 import numpy as np
 import torch
@@ -272,26 +275,27 @@ def forward_with_tape(net, x):
 def per_task_gradients(losses, tape, own):
     """The gradients of K losses from one backward pass of their sum. Loss k must depend on slice k of the tape's [K, n, ...]
     inputs alone, and on row k of each parameter in own. A shared parameter's gradient is a sum over samples; what task k's
-    samples add to it is task k's. Returns grads [K, D], rows g_k in the order of net.parameters(), and the gradients of own."""
+    samples add to it is task k's. Returns J, rows g_k, by columns: [K, *p.shape] for each shared p, and the gradients of own."""
     deltas = torch.autograd.grad(losses.sum(), [y for _, _, y in tape] + own)
     grads = []
     for (layer, x, _), delta in zip(tape, deltas):  # x [K, n, in], delta [K, n, out]
         grads += [delta.mT @ x, delta.sum(1)]  # weight, bias
-    return torch.cat([g.flatten(1) for g in grads], dim=1), deltas[len(tape) :]
+    return grads, deltas[len(tape) :]
 
 
 def gram(grads):
-    """G = J J^T in fp64 of J = grads [K, D], in blocks of columns that stay in cache. Returns [K, K]."""
-    return sum(block @ block.T for block in (columns.double() for columns in grads.split(1 << 16, dim=1)))
+    """G = J J^T in fp64 of J = grads, [K, ...] each, in blocks of columns that stay in cache. Returns [K, K]."""
+    blocks = (columns.double() for g in grads for columns in g.flatten(1).split(1 << 16, dim=1))
+    return sum(block @ block.T for block in blocks)
 
 
 def set_combined_gradient(shared, grads, own, own_grads, weights):
-    """Sets .grad: d = sum_k w_k g_k, summed in fp64, and w_k times row k for the tasks' own. grads [K, D], weights [K]."""
-    combined = torch.cat([weights @ columns.double() for columns in grads.split(1 << 16, dim=1)]).float()
-    for p, g in zip(shared, combined.split([p.numel() for p in shared])):
-        p.grad = g.view_as(p)
+    """Sets .grad: d = sum_k w_k g_k, and w_k times row k for the tasks' own. grads: [K, ...] each, weights [K]."""
+    weights = weights.float()
+    for p, g in zip(shared, grads):
+        p.grad = torch.einsum("k,k...->...", weights, g)
     for p, g in zip(own, own_grads):
-        p.grad = torch.einsum("k,k...->k...", weights.float(), g)
+        p.grad = torch.einsum("k,k...->k...", weights, g)
 
 
 @torch.no_grad()

@@ -138,11 +138,11 @@ def test_fairgrad_on_critic_gradients():
     d = torch.cat([p.grad.flatten() for p in shared]).double()
     assert not solution.used_scipy_fallback and not solution.solver_fallback
     assert abs(d.norm().item() - np.sqrt(6)) < 1e-5  # sqrt(K)
-    contributions = torch.from_numpy(solution.weights) * (grads.double() @ d)
+    contributions = torch.from_numpy(solution.weights) * (torch.cat([g.flatten(1) for g in grads], dim=1).double() @ d)
     torch.testing.assert_close(contributions, torch.ones(6, dtype=torch.float64), rtol=1e-4, atol=0)  # w_k <g_k, d> = 1
 
     s = 10.0 ** torch.tensor([3.0, -4.0, 0.0, 2.0, -1.0, 5.0])  # Corollary 1: any rescaling leaves d as it is
-    rescaled = s[:, None] * grads
+    rescaled = [torch.einsum("k,k...->k...", s, g) for g in grads]
     again = solve_fairgrad(toppo.gram(rescaled).numpy(), alpha=1.0)
     toppo.set_combined_gradient(shared, rescaled, [], [], torch.from_numpy(again.weights))
     d_again = torch.cat([p.grad.flatten() for p in shared]).double()

@@ -79,11 +79,11 @@ def test_per_task_gradients_equal_k_backward_passes(path):
         output, tape = module.forward_with_tape(net, obs)
         torch.testing.assert_close(output, net(obs))
         grads, own_grads = module.per_task_gradients(loss(squeeze(output), everyone), tape, own)
-        assert grads.shape == (num_tasks, sum(p.numel() for p in net.parameters()))
+        assert [g.shape for g in grads] == [(num_tasks, *p.shape) for p in net.parameters()]
         for k in range(num_tasks):
             expected = torch.autograd.grad(loss(squeeze(net(obs[k])), k), [*net.parameters(), *own])
-            flat = torch.cat([g.flatten() for g in expected[: len(expected) - len(own)]])
-            torch.testing.assert_close(grads[k], flat, rtol=1e-12, atol=1e-12)
+            for g, whole in zip(grads, expected):
+                torch.testing.assert_close(g[k], whole, rtol=1e-12, atol=1e-12)
             for row, whole in zip(own_grads, expected[len(expected) - len(own) :]):
                 torch.testing.assert_close(row[k], whole[k], rtol=1e-12, atol=1e-12)
                 assert (whole[everyone != k] == 0).all()
@@ -94,9 +94,10 @@ def test_gram_and_combined_gradient():
     torch.manual_seed(1)
     num_tasks, agent = 3, module.Agent(3, (300, 300))  # more than one block of columns
     shared, own = list(agent.actor.parameters()), [agent.log_std, torch.nn.Parameter(torch.zeros(num_tasks))]
-    grads = torch.randn(num_tasks, sum(p.numel() for p in shared)) * 10.0 ** torch.tensor([[-8.0], [0.0], [3.0]])
+    J = torch.randn(num_tasks, sum(p.numel() for p in shared)) * 10.0 ** torch.tensor([[-8.0], [0.0], [3.0]])
+    grads = [g.view(num_tasks, *p.shape) for p, g in zip(shared, J.split([p.numel() for p in shared], dim=1))]
     own_grads, weights = [torch.randn(num_tasks, 4), torch.randn(num_tasks)], torch.tensor([1e8, 0.5, 1e-3], dtype=torch.float64)
-    J = grads.numpy().astype("float64")
+    J = J.double().numpy()
     torch.testing.assert_close(module.gram(grads), torch.from_numpy(J @ J.T), rtol=1e-12, atol=0)
     module.set_combined_gradient(shared, grads, own, own_grads, weights)
     combined = torch.cat([p.grad.flatten() for p in shared])
