@@ -5,21 +5,27 @@ Shapes: K tasks, T steps per task and collect in E episodes, n the largest share
 """
 
 import ctypes
+import fcntl
 import json
 import math
-import multiprocessing
 import os
 import signal
 import sys
 import time
+import warnings
+import zipfile
+from contextlib import redirect_stderr, suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from io import BytesIO, StringIO
+from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # OpenMP threads that wait by spinning crawl on cores that others use too
 if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):  # glibc: keep the 25 MB buffers that each minibatch frees,
     ctypes.CDLL(None).mallopt(-3, 1 << 25), ctypes.CDLL(None).mallopt(-1, 1 << 30)  # or it pays page faults for them anew
 import metaworld
+import mujoco
 import numpy as np
 import torch
 import torch.nn as nn
@@ -32,6 +38,7 @@ SCRIPT = Path(__file__).stem
 BENCHMARKS = {"MT10": MT10_V3, "MT25": MT25_V3, "MT50": MT50_V3}  # dicts from task names
 EPISODE_STEPS = 500  # every episode has this length and ends by truncation only
 NUM_GOALS = 50  # training goals per task
+MAX_SKIPPED = 10  # episodes and minibatches of a collect that a task may spoil with numbers that are not finite (our choice)
 SIGMA_FLOOR = 1e-4  # of PopArt (our choice)
 OBS_DIM, ACTION_DIM = 39, 4  # 18 numbers now, 18 of the step before, 3 of the goal; the task's one-hot comes behind
 Normal.set_default_validate_args(False)  # the checks would wait for the GPU
@@ -82,7 +89,9 @@ class Args:
     run_dir: str | None = None
     """where the run's files go; None: runs/TIME__SCRIPT__MTK__SEED"""
     resume: str | None = None
-    """run directory or checkpoint.pt to continue; its flags are taken over and need not be given again"""
+    """run directory or checkpoint.pt to continue, with its flags; auto: --run-dir or the newest run in runs/ with these flags"""
+    dump_gradients_every: int = 0
+    """collects between dumps of the per-task gradients of a collect's first minibatch, to gradients/ (Section 3); 0: none"""
     cuda: bool = True
     """compute on the GPU if there is one"""
     torch_threads: int = 0
@@ -103,40 +112,57 @@ def check(ok, message):
 
 def parse_args():
     """Returns the checked flags, the task names and the checkpoint to resume from, or None."""
-    args, checkpoint = tyro.cli(Args, description=__doc__), None
-    if args.resume is not None:
-        path = Path(args.resume, "checkpoint.pt") if Path(args.resume).is_dir() else Path(args.resume)
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            saved = {**dict(checkpoint)["args"], "run_dir": str(path.parent), "resume": args.resume}
-        except Exception as error:  # torch.load raises many kinds for files that torch.save did not write
-            check(False, f"--resume {args.resume}: no run or checkpoint.pt of {SCRIPT}.py ({type(error).__name__} at {path})")
-        check(checkpoint["script"] == SCRIPT, f"--resume {args.resume}: a run of {checkpoint['script']}.py; resume it with that")
-        args = tyro.cli(Args, default=Args(**saved))  # flags not given keep the checkpoint's values
-        for name in saved.keys() - {"total_timesteps", "cuda", "torch_threads", "num_envs_per_task", "num_workers", "track"}:
-            check(vars(args)[name] == saved[name], f"--{name.replace('_', '-')} contradicts the checkpoint's {saved[name]}")
+    try:
+        with redirect_stderr(StringIO()) as box:  # tyro draws one around an error, which is to be a line like all others
+            args, checkpoint = tyro.cli(Args, description=__doc__), None
+    except SystemExit as end:
+        check(not end.code, " ".join(box.getvalue().split("│ ─")[0].translate(dict.fromkeys(map(ord, "│╭╮╰╯─"))).split()))
+        raise  # --help
     names = list(args.tasks or BENCHMARKS.get(args.benchmark, ()))
     args.total_timesteps = 2_000_000 * len(names) if args.total_timesteps is None else args.total_timesteps
     if args.eval_interval is None:
         args.eval_interval = 400_000 if names == list(MT10_V3) else 20_000 * len(names)
+    free = {"total_timesteps", "run_dir", "resume", "cuda", "torch_threads", "num_envs_per_task", "num_workers", "track"}
+    if args.resume == "auto":
+        flags = json.loads(json.dumps({"script": SCRIPT, **asdict(args), **dict.fromkeys(free)}))
+        runs = {p.parent for p in Path(args.run_dir or "runs").glob("checkpoint*.pt" if args.run_dir else "*/checkpoint*.pt")}
+        same = [r for r in runs if args.run_dir or {**json.loads((r / "args.json").read_text()), **dict.fromkeys(free)} == flags]
+        args.resume = max(same, key=os.path.getmtime, default=None)
+    if args.resume is not None:
+        folder, problems = Path(args.resume), ""
+        for path in [folder / "checkpoint.pt", folder / "checkpoint.previous.pt"] if folder.is_dir() else [folder]:
+            try:
+                assert zipfile.ZipFile(path).testzip() is None  # compares checksums, as torch.load does not
+                checkpoint = dict(torch.load(path, map_location="cpu", weights_only=True))  # executes nothing
+                saved, names = Args(**{**checkpoint["args"], "run_dir": str(path.parent)}), checkpoint["tasks"]
+                break
+            except Exception as error:  # torch.load raises many kinds for files that torch.save did not write
+                problems += f"; {path} is not a whole checkpoint of {SCRIPT}.py ({type(error).__name__})"
+        else:
+            check(False, f"--resume {args.resume}{problems}")
+        check(checkpoint["script"] == SCRIPT, f"--resume {args.resume}: a run of {checkpoint['script']}.py; resume it with that")
+        args = tyro.cli(Args, default=saved)  # flags not given keep the checkpoint's values
+        for name, kept in [(name, kept) for name, kept in vars(saved).items() if name not in free - {"run_dir"}]:
+            check(vars(args)[name] == kept, f"--{name.replace('_', '-')} {vars(args)[name]} contradicts the checkpoint's {kept}")
+        print(f"{SCRIPT}: continuing from {path}{problems}", flush=True)
     for name, ok, expected in [
         ("benchmark", args.tasks or args.benchmark in BENCHMARKS, "MT10, MT25 or MT50"),
-        ("tasks", set(names) <= set(MT50_V3), f"Meta-World names such as reach-v3, not {', '.join(set(names) - set(MT50_V3))}"),
-        ("tasks", len(set(names)) == len(names), "each task once"),
+        ("tasks", len({*MT50_V3} & {*names}) == len(names), f"Meta-World's names, each once, not {[*{*names} - {*MT50_V3}]}"),
         ("reward_version", args.reward_version in ("v1", "v2"), "v1 or v2"),
         ("seed", 0 <= args.seed < 2**32, "0 to 2^32 - 1, the seeds that Meta-World takes"),
-        ("num_envs_per_task", args.num_envs_per_task > 0, "more than 0"),
-        ("num_steps", args.num_steps > 0 and args.num_steps % (EPISODE_STEPS * max(args.num_envs_per_task, 1)) == 0,
-         f"a multiple of {EPISODE_STEPS * args.num_envs_per_task}, a 500-step episode in each of a task's environments"),
+        ("num_steps", args.num_steps > 0 == args.num_steps % EPISODE_STEPS, "a whole number of 500-step episodes"),
+        ("num_envs_per_task", args.num_envs_per_task > 0 == args.num_steps // EPISODE_STEPS % args.num_envs_per_task,
+         f"a divisor of {args.num_steps // EPISODE_STEPS}, a task's episodes in a collect"),
         ("total_timesteps", args.total_timesteps >= args.num_steps * len(names), "at least one collect: tasks x --num-steps"),
         ("num_minibatches", 0 < args.num_minibatches <= args.num_steps, f"1 to {args.num_steps}, a task's samples"),
         ("eval_episodes", 0 < args.eval_episodes <= NUM_GOALS, f"1 to {NUM_GOALS}, a task's training goals"),
         ("hidden_sizes", min(args.hidden_sizes, default=0) > 0, "one or more positive widths"),
-        *((n, getattr(args, n) > 0, "more than 0") for n in ("update_epochs", "learning_rate", "max_grad_norm", "eval_interval")),
-        *((n, getattr(args, n) >= 0, "0 or more") for n in ("clip_coef", "vf_coef", "ent_coef", "torch_threads", "num_workers")),
-        *((n, 0 <= getattr(args, n) <= 1, "0 to 1") for n in ("gamma", "gae_lambda")),
+        ("torch_threads", 0 <= args.torch_threads <= os.cpu_count(), f"0 to {os.cpu_count()}, the number of CPU cores"),
+        *((n, 0 < vars(args)[n] < math.inf, "> 0") for n in ("update_epochs", "learning_rate", "max_grad_norm", "eval_interval")),
+        *((n, 0 <= vars(args)[n] < math.inf, "0 or more") for n in ("clip_coef", "vf_coef", "ent_coef", "num_workers")),
+        *((n, 0 <= vars(args)[n] <= 1, "0 to 1") for n in ("gamma", "gae_lambda")),
         ("track", not args.track or find_spec("wandb"), "Weights & Biases to be installed: pip install wandb"),
-        ("run_dir", checkpoint or not Path(args.run_dir or os.devnull, "checkpoint.pt").exists(), "a directory without a run"),
+        ("run_dir", checkpoint or not any(Path(args.run_dir or os.devnull).glob("checkpoint*.pt")), "a directory without a run"),
     ]:
         check(ok, f"--{name.replace('_', '-')} {getattr(args, name)}: expected {expected}")
     return args, names, checkpoint
@@ -148,11 +174,12 @@ def environment_worker(pipe, names, tasks, reward_version, seed, hidden_sizes):
     crosses between processes while an episode runs. It obeys (the actor's parameters, goals [n, R], noise [n, R, 500, 4]) by
     playing R episodes in each environment, all n in step; noise None: without noise, each episode to its first success."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process to handle
+    mujoco.set_mju_user_warning(lambda text: warnings.warn(f"{names[tasks[i]]}: {text.split(' Time')[0]}", stacklevel=2))
     torch.set_num_threads(1)
     benchmarks = [metaworld.MT1(names[k], seed=seed) for k in tasks]  # each draws its task's 50 goals
     envs = [mt1.train_classes[names[k]](reward_function_version=reward_version) for mt1, k in zip(benchmarks, tasks)]
     actor, one_hot = Agent(len(names), hidden_sizes).actor, torch.eye(len(names))[tasks]
-    try:
+    with suppress(EOFError, ConnectionError):  # the main process is gone
         while True:
             parameters, goals, noise = pipe.recv()
             nn.utils.vector_to_parameters(torch.from_numpy(parameters), actor.parameters())
@@ -163,39 +190,34 @@ def environment_worker(pipe, names, tasks, reward_version, seed, hidden_sizes):
                 for i, env in enumerate(envs):
                     env.set_task(benchmarks[i].train_tasks[goals[i, e]])
                     obs[i, e, 0], _ = env.reset()
-                playing = np.arange(len(envs))
+                playing = range(len(envs))
                 for t in range(EPISODE_STEPS):
                     mean = actor(torch.cat([torch.from_numpy(obs[:, e, t]), one_hot], dim=1)).numpy()  # [n, 4]
                     actions[:, e, t] = mean if noise is None else mean + noise[:, e, t]
                     for i in playing:
                         obs[i, e, t + 1], rewards[i, e, t], _, _, info = envs[i].step(actions[i, e, t].clip(-1, 1))
                         success[i, e] |= bool(info["success"])
-                    if noise is None:
-                        playing = np.flatnonzero(~success[:, e])
-                    if len(playing) == 0:
+                    playing = [i for i in playing if noise is not None or not success[i, e]]
+                    if not playing or pipe.poll():  # the main process says nothing before it has its answer, or it is gone
                         break
-                    if pipe.poll():  # the main process is gone, as it says nothing before it has this answer
-                        return
             pipe.send((obs, actions, rewards, success))
-    except (EOFError, ConnectionError):
-        pass  # the main process is gone
 
 
 class TaskEnvs:
     """Meta-World environments, num_envs for each task, shared out among a few processes."""
 
     def __init__(self, names, args):
-        self.num_tasks, self.num_envs, num_envs = len(names), args.num_envs_per_task, len(names) * args.num_envs_per_task
+        self.num_envs, num_envs, context = args.num_envs_per_task, len(names) * args.num_envs_per_task, get_context("spawn")
         num_workers = min(args.num_workers or os.cpu_count(), num_envs)
-        self.shares = [np.arange(w, num_envs, num_workers) for w in range(num_workers)]
-        self.order, self.pipes = np.argsort(np.concatenate(self.shares)), []
-        context = multiprocessing.get_context("spawn")  # fork is not safe beside CUDA and threads
-        for share in self.shares:
+        shares = [np.arange(w, num_envs, num_workers) for w in range(num_workers)]
+        self.order, self.workers = np.argsort(np.concatenate(shares)), []
+        for share in shares:
             pipe, worker_end = context.Pipe()
             job = worker_end, names, share // self.num_envs, args.reward_version, args.seed, args.hidden_sizes
-            context.Process(target=environment_worker, args=job, daemon=True).start()
+            process = context.Process(target=environment_worker, args=job, daemon=True, name=" ".join(names[k] for k in job[2]))
+            process.start()
             worker_end.close()
-            self.pipes.append(pipe)
+            self.workers.append((pipe, process, share))
 
     def play(self, agent, goals, noise=None):
         """An episode on each of goals [K, E], with noise [K, E, 500, 4] on the actor's mean or, without it, to the first success.
@@ -203,9 +225,9 @@ class TaskEnvs:
         parameters, shape = nn.utils.parameters_to_vector(agent.actor.parameters()).detach().cpu().numpy(), goals.shape
         goals = np.pad(goals, ((0, 0), (0, -shape[1] % self.num_envs))).reshape(len(self.order), -1)  # [K num_envs, R]
         noise = noise if noise is None else noise.reshape(*goals.shape, EPISODE_STEPS, ACTION_DIM)
-        for pipe, share in zip(self.pipes, self.shares):
+        for pipe, _, share in self.workers:
             pipe.send((parameters, goals[share], None if noise is None else noise[share]))
-        results = [np.concatenate(parts)[self.order] for parts in zip(*(pipe.recv() for pipe in self.pipes))]
+        results = [np.concatenate(parts)[self.order] for parts in zip(*(pipe.recv() for pipe, _, _ in self.workers))]
         return [x.reshape(shape[0], -1, *x.shape[2:])[:, : shape[1]] for x in results]
 
 
@@ -231,6 +253,7 @@ class Agent(nn.Module):
         self.actor = mlp([OBS_DIM + num_tasks, *hidden_sizes, ACTION_DIM], output_gain=0.01)
         self.critic = mlp([OBS_DIM + num_tasks, *hidden_sizes, 1], output_gain=1.0, layer_norm=True)
         self.log_std = nn.Parameter(torch.zeros(num_tasks, ACTION_DIM))
+        self.register_buffer("success_ema", torch.zeros(num_tasks))  # of training, for the gradient dumps
         self.head_weight, self.head_bias = nn.Parameter(torch.ones(num_tasks)), nn.Parameter(torch.zeros(num_tasks))
         for name, start in ("count", 0), ("mu", 0), ("m2", 0), ("sigma", 1):
             self.register_buffer(name, torch.full((num_tasks,), start, dtype=torch.float64))
@@ -287,8 +310,7 @@ def per_task_gradients(losses, tape, own):
 
 def gram(grads):
     """G = J J^T in fp64 of J = grads, [K, ...] each, in blocks of columns that stay in cache. Returns [K, K]."""
-    blocks = (columns.double() for g in grads for columns in g.flatten(1).split(1 << 16, dim=1))
-    return sum(block @ block.T for block in blocks)
+    return sum(b @ b.T for b in (columns.double() for g in grads for columns in g.flatten(1).split(1 << 16, dim=1)))
 
 
 def set_combined_gradient(shared, grads, own, own_grads, weights):
@@ -298,22 +320,6 @@ def set_combined_gradient(shared, grads, own, own_grads, weights):
         p.grad = torch.einsum("k,k...->...", weights, g)
     for p, g in zip(own, own_grads):
         p.grad = torch.einsum("k,k...->k...", weights, g)
-
-
-@torch.no_grad()
-def rollout(agent, envs, num_steps, rng):
-    """num_steps steps of each task, on random goals, with exploration noise. With E = num_steps / 500 episodes per task, returns
-    obs [K, E, 501, 39 + K], the last of an episode included, actions [K, E, 500, 4], rewards [K, E, 500], success [K, E]."""
-    num_tasks, episodes = envs.num_tasks, num_steps // EPISODE_STEPS
-    goals = np.zeros((num_tasks, episodes), int)
-    noise = np.zeros((num_tasks, episodes, EPISODE_STEPS, ACTION_DIM), np.float32)
-    for e in range(episodes):
-        goals[:, e] = rng.integers(NUM_GOALS, size=num_tasks)
-        noise[:, e] = rng.standard_normal((EPISODE_STEPS, num_tasks, ACTION_DIM), np.float32).swapaxes(0, 1)
-    noise *= agent.log_std.exp().cpu().numpy()[:, None, None]
-    obs, actions, rewards, success = envs.play(agent, goals, noise)
-    one_hot = np.broadcast_to(np.eye(num_tasks, dtype=np.float32)[:, None, None], (*obs.shape[:3], num_tasks))
-    return np.concatenate([obs, one_hot], axis=-1), actions, rewards, success
 
 
 def gae(rewards, values, gamma, gae_lambda):
@@ -335,12 +341,6 @@ def deal_minibatches(num_tasks, num_steps, num_minibatches, rng):
     dealt = card < num_steps
     indices, weights = order[task, card.clip(max=num_steps - 1)], dealt / dealt.sum(-1, keepdims=True)
     return torch.from_numpy(indices), torch.from_numpy(weights.astype(np.float32))
-
-
-def normalize_advantages(advantages, weight):
-    """Mean 0 and variance 1 inside each task's slice. advantages, weight: [K, n]."""
-    centered = advantages - (weight * advantages).sum(1, keepdim=True)
-    return centered / ((weight * centered**2).sum(1, keepdim=True).sqrt() + 1e-8)
 
 
 def policy_losses(ratio, advantages, entropy, weight, args):
@@ -372,18 +372,10 @@ def gradient_metrics(*sides):
     return metrics
 
 
-def evaluate(agent, envs, num_episodes):
-    """The policy's mean on num_episodes goals of each task, each goal once; an episode stops at its first success. Returns
-    success [K, num_episodes] and the undiscounted returns [K, num_episodes] up to there, as Meta-World's own evaluation does."""
-    _, _, rewards, success = envs.play(agent, np.tile(np.arange(num_episodes), (envs.num_tasks, 1)))
-    return success, rewards.sum(-1)
-
-
 def main():
     args, names, checkpoint = parse_args()
     num_tasks, collect_steps = len(names), len(names) * args.num_steps
-    args.run_dir = args.run_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}__{SCRIPT}__MT{num_tasks}__{args.seed}"
-    run_dir = Path(args.run_dir)
+    run_dir = Path(args.run_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}__{SCRIPT}__MT{num_tasks}__{args.seed}")
     torch.set_num_threads(args.torch_threads or torch.get_num_threads())
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
@@ -396,29 +388,38 @@ def main():
         agent.load_state_dict(checkpoint["agent"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         first_collect, global_step, evals = (checkpoint[key] for key in ("collect", "global_step", "evals"))
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        fcntl.flock(os.open(run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+        (run_dir / "args.tmp").write_text(json.dumps({"script": SCRIPT, **asdict(args)}, indent=2) + "\n")
+        os.replace(run_dir / "args.tmp", run_dir / "args.json")
+    except OSError as error:
+        check(False, f"--run-dir {run_dir}: {error.strerror}; expected a directory to write to, in use by no other run")
     size = f"K = {num_tasks}, {sum(p.numel() for p in agent.parameters()):,} parameters"
     print(f"{SCRIPT} on {' '.join(args.tasks) or args.benchmark}: {size}, device {device}, run directory {run_dir}", flush=True)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "args.json").write_text(json.dumps({"script": SCRIPT, **asdict(args)}, indent=2) + "\n")
     if args.track:
         import wandb
         wandb.init(name=run_dir.name, config=asdict(args), dir=run_dir, sync_tensorboard=True)
-    writer = SummaryWriter(run_dir, purge_step=global_step + 1 if checkpoint else None)
+    writer = SummaryWriter(run_dir, purge_step=global_step + bool(checkpoint))
     writer.add_text("args", "\n".join(["|flag|value|", "|-|-|", *(f"|{k}|{v}|" for k, v in asdict(args).items())]), global_step)
 
     def log(tag, value):  # a number, or K numbers under the tasks' names and their mean
         for name, x in [(tag, value)] if np.ndim(value) == 0 else zip([*names, "mean"], [*value, value.mean()]):
             writer.add_scalar(name if name == tag else f"{tag}/{name}", x, global_step)
 
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(f"\nstopped; continue with: python {sys.argv[0]} --resume {run_dir}"))
-    envs = TaskEnvs(names, args)
+    def stop(number, _):
+        died = [f"process of {p.name} died ({p.exitcode})" for _, p, _ in envs.workers if p.exitcode not in (None, -15)]
+        if number != signal.SIGCHLD or died:
+            sys.exit(f"\n{'; '.join(died) or 'stopped'}; continue with: python {sys.argv[0]} --resume {run_dir}")
+    envs, task = TaskEnvs(names, args), torch.arange(num_tasks, device=device)[:, None]
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:  # Ctrl-C, a scheduler's -15, the end of a worker
+        signal.signal(number, stop)
     num_collects, started = args.total_timesteps // collect_steps, time.time()
-    task = torch.arange(num_tasks, device=device)[:, None]
     for collect in range(first_collect, num_collects + 1):
         if collect > first_collect or not checkpoint:
             if global_step // args.eval_interval > (global_step - collect_steps) // args.eval_interval or collect == num_collects:
-                success, returns = evaluate(agent, envs, args.eval_episodes)
-                rates, means = success.mean(1).round(4), returns.mean(1).round(4)  # [K]
+                _, _, rewards, success = envs.play(agent, np.tile(np.arange(args.eval_episodes), (num_tasks, 1)))  # each once
+                rates, means = success.mean(1).round(4), rewards.sum(-1).mean(1).round(4)  # [K]
                 evals += zip([global_step] * num_tasks, names, [args.eval_episodes] * num_tasks, rates.tolist(), means.tolist())
                 log("eval_success", rates)
                 for k in [k for k in (1, 3, 5, 10, 20) if k <= num_tasks]:
@@ -426,7 +427,12 @@ def main():
                 (run_dir / "evals.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in evals))
             writer.flush()
             state = dict(script=SCRIPT, args=asdict(args), tasks=names, collect=collect, global_step=global_step, evals=evals)
-            torch.save({**state, "agent": agent.state_dict(), "optimizer": optimizer.state_dict()}, run_dir / "checkpoint.tmp")
+            torch.save({**state, "agent": agent.state_dict(), "optimizer": optimizer.state_dict()}, buffer := BytesIO())
+            with open(run_dir / "checkpoint.tmp", "wb", buffering=0) as file:
+                file.write(buffer.getbuffer())
+                os.fsync(file.fileno())
+            with suppress(FileNotFoundError):
+                os.replace(run_dir / "checkpoint.pt", run_dir / "checkpoint.previous.pt")
             os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
             seconds = (time.time() - started) / max(collect - first_collect, 1)
             print(f"|{'#' * (20 * collect // num_collects):20}| collect {collect}/{num_collects}, {global_step:,} steps, "
@@ -435,9 +441,21 @@ def main():
         if collect == num_collects:
             break
         rng, began = np.random.default_rng([args.seed, collect]), time.time()  # all of a collect's randomness: --resume is exact
-        obs, actions, rewards, success = rollout(agent, envs, args.num_steps, rng)  # Algorithm C.1
+        shape = num_tasks, args.num_steps // EPISODE_STEPS  # [K, E]
+        goals, noise = np.zeros(shape, int), np.zeros((*shape, EPISODE_STEPS, ACTION_DIM), np.float32)
+        for e in range(shape[1]):  # Algorithm C.1: T steps of each task, on random goals
+            goals[:, e] = rng.integers(NUM_GOALS, size=num_tasks)
+            noise[:, e] = rng.standard_normal((EPISODE_STEPS, num_tasks, ACTION_DIM), np.float32).swapaxes(0, 1)
+        noise *= agent.log_std.exp().detach().cpu().numpy()[:, None, None]
+        obs, actions, rewards, success = envs.play(agent, goals, noise)  # [K, E, 501, 39], [K, E, 500, 4], [K, E, 500], [K, E]
+        spoiled = ~(np.isfinite(obs).all((2, 3)) & np.isfinite(rewards).all(2))  # [K, E]
+        for k, e in np.argwhere(spoiled):  # one of the task's other episodes stands in
+            obs[k, e], actions[k, e], rewards[k, e] = (x[k, spoiled[k].argmin()] for x in (obs, actions, rewards))
+        skipped = spoiled.sum(1)  # [K]
+        agent.success_ema.lerp_(torch.from_numpy(success.mean(1)).to(agent.success_ema), 0.1)
         update_began, metrics = time.time(), {}
         obs, actions, rewards = (torch.from_numpy(x).to(device) for x in (obs, actions, rewards))
+        obs = torch.cat([obs, torch.eye(num_tasks, device=device)[:, None, None].expand(*obs.shape[:3], -1)], dim=-1)
         flat_obs, flat_actions = obs[:, :, :-1].flatten(1, 2), actions.flatten(1, 2)  # [K, T, obs_dim], [K, T, 4]
         with torch.no_grad():
             policies = (Normal(agent.actor(o), s.exp()) for o, s in zip(flat_obs, agent.log_std))  # task by task to bound memory
@@ -455,7 +473,8 @@ def main():
             samples = flat_obs, flat_actions, old_logprobs, advantages, returns, old_values
             for index, weight in zip(indices, weights):  # [K, n]; Algorithm C.1, line 6
                 mb_obs, mb_actions, mb_old_logprobs, mb_advantages, mb_returns, mb_old_values = (x[task, index] for x in samples)
-                mb_advantages = normalize_advantages(mb_advantages, weight)  # Section 2
+                mb_advantages -= (weight * mb_advantages).sum(1, keepdim=True)  # Section 2: normalised in each task's slice
+                mb_advantages /= (weight * mb_advantages**2).sum(1, keepdim=True).sqrt() + 1e-8
                 mean, actor_tape = forward_with_tape(agent.actor, mb_obs)  # [K, n, 4]
                 policy = Normal(mean, agent.log_std[:, None].exp())
                 ratio = (policy.log_prob(mb_actions).sum(-1) - mb_old_logprobs).exp()  # [K, n]
@@ -467,8 +486,19 @@ def main():
                 actor_grads, actor_own_grads = per_task_gradients(actor_losses, actor_tape, actor_own)  # [K, D]
                 critic_grads, critic_own_grads = per_task_gradients(critic_losses, critic_tape, critic_own)
                 actor_gram, critic_gram = torch.stack([gram(actor_grads), gram(critic_grads)]).cpu()  # the only wait for the GPU
+                spoiled = ~(actor_gram + critic_gram).diagonal().isfinite().numpy()  # [K]
+                skipped += spoiled
+                if spoiled.any():
+                    continue
                 actor_weights = torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64)  # lines 13-14
                 critic_weights = torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64)
+                if args.dump_gradients_every and collect % args.dump_gradients_every == 0 and "losses/policy" not in metrics:
+                    flat = [torch.cat([g.flatten(1) for g in grads], dim=1).cpu() for grads in (actor_grads, critic_grads)]
+                    (run_dir / "gradients").mkdir(exist_ok=True)
+                    np.savez_compressed(run_dir / f"gradients/collect_{collect:05}.npz", tasks=names, collect=collect,
+                                        popart_mu=agent.mu.cpu(), popart_sigma=agent.sigma.cpu(),
+                                        global_step=global_step, success_ema=agent.success_ema.cpu(), actor_gradients=flat[0],
+                                        critic_gradients=flat[1], actor_weights=actor_weights, critic_weights=critic_weights)
                 set_combined_gradient(actor_shared, actor_grads, actor_own, actor_own_grads, actor_weights.to(device))
                 set_combined_gradient(critic_shared, critic_grads, critic_own, critic_own_grads, critic_weights.to(device))
                 nn.utils.clip_grad_norm_(actor_shared + actor_own, args.max_grad_norm)
@@ -483,6 +513,10 @@ def main():
                 }.items():
                     metrics.setdefault(tag, []).append(value.detach())
         global_step, now = global_step + collect_steps, time.time()
+        if skipped.any():
+            log("skipped", skipped)
+            print(f"collect {collect}: not finite, skipped: {dict(zip(names, skipped.tolist()))}", file=sys.stderr, flush=True)
+            check(skipped.max() <= MAX_SKIPPED, f"{names[skipped.argmax()]}: more than {MAX_SKIPPED} skipped in one collect")
         for tag, value in metrics.items():
             log(tag, torch.stack(value).mean(0).cpu().numpy())
         log("popart_mu", agent.mu.cpu().numpy())
@@ -494,4 +528,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, EOFError) as error:
+        time.sleep(1)  # a worker's death ends its pipe before its signal arrives, which says more
+        sys.exit(f"{SCRIPT}: error: {error!r}; the last checkpoint is whole, continue from it with --resume")

@@ -8,25 +8,32 @@ from scripts import MODULES, run
 
 BAD = {
     "unknown benchmark": ("--benchmark MT7", "MT10, MT25 or MT50"),
-    "unknown task": ("--tasks reach-v3 reach-v9", "not reach-v9"),
-    "duplicate task": ("--tasks reach-v3 push-v3 reach-v3", "each task once"),
+    "unknown task": ("--tasks reach-v3 reach-v9", "not ['reach-v9']"),
+    "duplicate task": ("--tasks reach-v3 push-v3 reach-v3", "each once"),
     "unknown reward version": ("--reward-version v3", "v1 or v2"),
     "zero steps": ("--num-steps 0", "500-step episodes"),
     "negative steps": ("--num-steps -500", "500-step episodes"),
     "part of an episode": ("--num-steps 750", "500-step episodes"),
-    "zero epochs": ("--update-epochs 0", "more than 0"),
+    "zero epochs": ("--update-epochs 0", "> 0"),
     "zero minibatches": ("--num-minibatches 0", "1 to 10000"),
     "more minibatches than samples": ("--num-steps 500 --num-minibatches 501", "1 to 500"),
     "zero budget": ("--total-timesteps 0", "at least one collect"),
     "less than one collect": ("--benchmark MT10 --total-timesteps 99999", "at least one collect"),
     "zero evaluations": ("--eval-episodes 0", "1 to 50"),
     "more evaluations than goals": ("--eval-episodes 51", "1 to 50"),
-    "zero interval": ("--eval-interval 0", "more than 0"),
+    "zero interval": ("--eval-interval 0", "> 0"),
     "no layers": ("--hidden-sizes", "positive widths"),
     "empty layer": ("--hidden-sizes 400 0", "positive widths"),
     "negative seed": ("--seed -1", "0 to 2^32 - 1"),
-    "negative learning rate": ("--learning-rate -1", "more than 0"),
+    "negative learning rate": ("--learning-rate -1", "> 0"),
+    "infinite learning rate": ("--learning-rate inf", "> 0"),
     "nan": ("--gamma nan", "0 to 1"),
+    "more threads than cores": ("--torch-threads 1025", "CPU cores"),
+    "no environments": ("--num-envs-per-task 0", "a divisor of 20"),
+    "environments without an episode": ("--num-envs-per-task 3", "a divisor of 20"),
+    "no number": ("--seed one", "--seed: invalid literal"),
+    "no such flag": ("--sede 1", "Unrecognized options: --sede"),
+    "no value": ("--seed", "Missing value"),
     "negative workers": ("--num-workers -1", "0 or more"),
     "tracking without wandb": ("--track", "pip install wandb"),
     "missing checkpoint": ("--resume nowhere", "FileNotFoundError"),
@@ -39,7 +46,7 @@ def error_of(module, flags, monkeypatch, capsys):
         module.parse_args()
     assert error.value.code == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith(f"{module.SCRIPT}: error: --")
+    assert out == "" and err.count("\n") == 1 and err.startswith(f"{module.SCRIPT}: error: ")
     return err
 
 
@@ -52,13 +59,13 @@ def test_flags(case, monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", MODULES)
 def test_every_script_checks(path, monkeypatch, capsys):
-    assert "each task once" in error_of(MODULES[path], ["--tasks", "push-v3", "push-v3"], monkeypatch, capsys)
+    assert "each once" in error_of(MODULES[path], ["--tasks", "push-v3", "push-v3"], monkeypatch, capsys)
 
 
 def test_in_a_process_of_its_own():
     process = run("toppo_mt50.py", "--tasks", "no-such-task-v3")
     assert (process.returncode, process.stdout) == (2, "")
-    expected = "--tasks ('no-such-task-v3',): expected Meta-World names such as reach-v3, not no-such-task-v3"
+    expected = "--tasks ('no-such-task-v3',): expected Meta-World's names, each once, not ['no-such-task-v3']"
     assert process.stderr == f"toppo_mt50: error: {expected}\n"
 
 
@@ -66,7 +73,7 @@ def test_in_a_process_of_its_own():
 def checkpoint(tmp_path):
     """A run directory as the scripts leave it, as far as parse_args reads it."""
     args = MODULES["toppo_mt50.py"].Args(tasks=("reach-v3", "push-v3"), seed=3, total_timesteps=80_000, eval_interval=40_000)
-    torch.save({"script": "toppo_mt50", "args": vars(args)}, tmp_path / "checkpoint.pt")
+    torch.save({"script": "toppo_mt50", "args": vars(args), "tasks": list(args.tasks)}, tmp_path / "checkpoint.pt")
     return tmp_path
 
 

@@ -40,6 +40,11 @@ def test_episodes_are_metaworlds_own(reward_version, num_envs_per_task):
     goals = np.array([[9, 3], [9, 41], [9, 0]])
     noise = np.random.default_rng(0).normal(size=(3, 2, 500, 4)).astype(np.float32)
     obs, actions, rewards, success = envs.play(agent, goals, noise)
+    assert obs.shape == (3, 2, 501, 39) and actions.shape == (3, 2, 500, 4)
+    assert rewards.shape == (3, 2, 500) and success.shape == (3, 2)
+    assert np.abs(actions).max() > 1  # stored as drawn; only the environment sees them clipped
+    for again, first in zip(envs.play(agent, goals, noise), (obs, actions, rewards, success)):
+        np.testing.assert_array_equal(again, first)
     for k, name in enumerate(NAMES):
         with torch.no_grad():
             means = agent.actor(torch.cat([torch.from_numpy(obs[k, :, :-1]), torch.eye(3)[k].expand(2, 500, 3)], dim=-1))
@@ -66,41 +71,18 @@ def test_episodes_end_by_truncation_after_500_steps():
     assert ends == [(False, False)] * 499 + [(False, True)]
 
 
-def test_rollout():
-    """Observations carry the one-hot; goals and noise are drawn episode by episode and step by step for all tasks from the
-    collect's generator, as they were when the main process stepped the environments: the same seed gives the same numbers."""
-    envs, agent = make_envs(NAMES), make_agent(3)
-    with torch.no_grad():
-        agent.log_std += torch.tensor([[0.0], [-1.0], [0.5]])
-    collects = [ppo.rollout(agent, envs, 1000, np.random.default_rng([1, c])) for c in (0, 0, 1)]
-    for a, b in zip(collects[0], collects[1]):
-        np.testing.assert_array_equal(a, b)
-    assert (collects[0][1] != collects[2][1]).any()
-    obs, actions, rewards, success = collects[0]
-    assert obs.shape == (3, 2, 501, 42) and actions.shape == (3, 2, 500, 4)
-    assert rewards.shape == (3, 2, 500) and success.shape == (3, 2)
-    for k in range(3):
-        assert (obs[k, ..., 39:] == np.eye(3)[k]).all()
-    np.testing.assert_array_equal(obs[:, :, 1:, 18:36], obs[:, :, :-1, :18])  # each holds the step before it
-    assert np.abs(actions).max() > 1  # stored as drawn; only the environment sees them clipped
-    rng, std = np.random.default_rng([1, 0]), agent.log_std.exp().detach().numpy()
-    for e in range(2):
-        for k, (name, goal) in enumerate(zip(NAMES, rng.integers(50, size=3))):
-            np.testing.assert_array_equal(obs[k, e, 0, :39], reference_env(name, "v2", goal).reset()[0].astype(np.float32))
-        for t in range(500):
-            with torch.no_grad():
-                mean = agent.actor(torch.from_numpy(obs[:, e, t])).numpy()
-            np.testing.assert_allclose(actions[:, e, t], mean + std * rng.standard_normal((3, 4), np.float32), atol=1e-6)
+def evaluate(agent, envs, num_tasks, num_goals):
+    """As the scripts do."""
+    obs, _, rewards, success = envs.play(agent, np.tile(np.arange(num_goals), (num_tasks, 1)))
+    return obs, rewards.sum(-1), success
 
 
-def test_evaluation_visits_each_of_the_50_goals_once(monkeypatch):
+def test_evaluation_visits_each_of_the_50_goals_once():
     """With three environments, which play 17 episodes each, one more than asked for."""
-    envs, play, results = make_envs(["reach-v3"], num_envs_per_task=3, seed=2), ppo.TaskEnvs.play, []
-    monkeypatch.setattr(ppo.TaskEnvs, "play", lambda *job: results.append(play(*job)) or results[-1])
-    success, returns = ppo.evaluate(make_agent(1), envs, 50)
+    obs, returns, success = evaluate(make_agent(1), make_envs(["reach-v3"], num_envs_per_task=3, seed=2), 1, 50)
     assert success.shape == returns.shape == (1, 50)
     assert (returns > 0).all()
-    starts, expected, env = results[0][0][0, :, 0], [], reference_env("reach-v3", "v2", 0, seed=2)
+    starts, expected, env = obs[0, :, 0], [], reference_env("reach-v3", "v2", 0, seed=2)
     for task in metaworld.MT1("reach-v3", seed=2).train_tasks:
         env.set_task(task)
         expected.append(env.reset()[0].astype(np.float32))
@@ -111,7 +93,7 @@ def test_evaluation_visits_each_of_the_50_goals_once(monkeypatch):
 def test_evaluation_stops_an_episode_at_its_first_success():
     """A hand that goes back, with fingers that open, closes the drawer and never reaches reach's goal."""
     action, names = (0.0, 1.0, -1.0, 0.0), ["drawer-close-v3", "reach-v3"]
-    success, returns = ppo.evaluate(make_agent(2, action), make_envs(names), 3)
+    _, returns, success = evaluate(make_agent(2, action), make_envs(names), 2, 3)
     assert success.tolist() == [[True] * 3, [False] * 3]
     for k, name in enumerate(names):
         for goal in range(3):

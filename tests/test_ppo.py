@@ -50,17 +50,6 @@ def test_stratified_minibatches(num_tasks, num_steps, num_minibatches):
     assert num_minibatches == num_steps == 500 or not torch.equal(indices[used], again[used])
 
 
-def test_advantages_are_normalised_inside_each_task():
-    rng = np.random.default_rng(0)
-    n, shares = 40, (40, 39, 25)
-    advantages = rng.normal(size=(3, n)) * [[1e-3], [1.0], [1e4]] + [[5.0], [-3.0], [1e4]]
-    weight = np.array([[1 / share] * share + [0.0] * (n - share) for share in shares])
-    normalized = ppo.normalize_advantages(torch.from_numpy(advantages), torch.from_numpy(weight)).numpy()
-    for k, share in enumerate(shares):
-        mine = advantages[k, :share]
-        np.testing.assert_allclose(normalized[k, :share], (mine - mine.mean()) / mine.std(), rtol=1e-4)
-
-
 def test_ratio_clip_by_hand():
     # min(rho A, clip(rho, 0.8, 1.2) A): a clipped sample has no gradient, an unclipped one has -A / n
     ratio = torch.tensor([[1.5, 0.5, 1.1, 1.5, 0.5, 0.9]], requires_grad=True)
