@@ -209,10 +209,8 @@ class TaskEnvs:
 
     def __init__(self, names, args):
         self.num_envs, num_envs, context = args.num_envs_per_task, len(names) * args.num_envs_per_task, get_context("spawn")
-        num_workers = min(args.num_workers or os.cpu_count(), num_envs)
-        shares = [np.arange(w, num_envs, num_workers) for w in range(num_workers)]
-        self.order, self.workers = np.argsort(np.concatenate(shares)), []
-        for share in shares:
+        self.workers = []
+        for share in np.array_split(np.arange(num_envs), min(args.num_workers or os.cpu_count(), num_envs)):
             pipe, worker_end = context.Pipe()
             job = worker_end, names, share // self.num_envs, args.reward_version, args.seed, args.hidden_sizes
             process = context.Process(target=environment_worker, args=job, daemon=True, name=" ".join(names[k] for k in job[2]))
@@ -224,11 +222,11 @@ class TaskEnvs:
         """An episode on each of goals [K, E], with noise [K, E, 500, 4] on the actor's mean or, without it, to the first success.
         Returns obs [K, E, 501, 39], the last one included, actions [K, E, 500, 4], rewards [K, E, 500] and success [K, E]."""
         parameters, shape = nn.utils.parameters_to_vector(agent.actor.parameters()).detach().cpu().numpy(), goals.shape
-        goals = np.pad(goals, ((0, 0), (0, -shape[1] % self.num_envs))).reshape(len(self.order), -1)  # [K num_envs, R]
+        goals = np.pad(goals, ((0, 0), (0, -shape[1] % self.num_envs))).reshape(shape[0] * self.num_envs, -1)  # [K num_envs, R]
         noise = noise if noise is None else noise.reshape(*goals.shape, EPISODE_STEPS, ACTION_DIM)
         for pipe, _, share in self.workers:
             pipe.send((parameters, goals[share], None if noise is None else noise[share]))
-        results = [np.concatenate(parts)[self.order] for parts in zip(*(pipe.recv() for pipe, _, _ in self.workers))]
+        results = [np.concatenate(parts) for parts in zip(*(pipe.recv() for pipe, _, _ in self.workers))]
         return [x.reshape(shape[0], -1, *x.shape[2:])[:, : shape[1]] for x in results]
 
 
@@ -442,9 +440,8 @@ def main():
             writer.flush()
             state = dict(script=SCRIPT, args=asdict(args), tasks=names, collect=collect, global_step=global_step, evals=evals)
             torch.save({**state, "agent": agent.state_dict(), "optimizer": optimizer.state_dict()}, buffer := BytesIO())
-            with open(run_dir / "checkpoint.tmp", "wb", buffering=0) as file:
-                file.write(buffer.getbuffer())
-                os.fsync(file.fileno())
+            with open(run_dir / "checkpoint.tmp", "wb") as file:
+                file.write(buffer.getbuffer()), file.flush(), os.fsync(file.fileno())
             with suppress(FileNotFoundError):
                 os.replace(run_dir / "checkpoint.pt", run_dir / "checkpoint.previous.pt")
             os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
@@ -467,7 +464,7 @@ def main():
             obs[k, e], actions[k, e], rewards[k, e] = (x[k, spoiled[k].argmin()] for x in (obs, actions, rewards))
         skipped = spoiled.sum(1)  # [K]
         agent.success_ema.lerp_(torch.from_numpy(success.mean(1)).to(agent.success_ema), 0.1)
-        update_began, metrics = time.time(), {}
+        update_began, totals, minibatches = time.time(), {}, 0
         obs, actions, rewards = (torch.from_numpy(x).to(device) for x in (obs, actions, rewards))
         obs = torch.cat([obs, torch.eye(num_tasks, device=device)[:, None, None].expand(*obs.shape[:3], -1)], dim=-1)
         flat_obs, flat_actions = obs[:, :, :-1].flatten(1, 2), actions.flatten(1, 2)  # [K, T, obs_dim], [K, T, 4]
@@ -480,7 +477,7 @@ def main():
             advantages, returns = gae(rewards, values, args.gamma, args.gae_lambda)  # [K, E, 500]
             advantages, returns, old_values = (x.flatten(1) for x in (advantages, returns, values[..., :-1]))  # [K, T]
             if repeat == 0:
-                metrics["explained_variance"] = [1 - (returns - old_values).var(1) / returns.var(1).clamp_min(1e-8)]
+                explained_variance = 1 - (returns - old_values).var(1) / returns.var(1).clamp_min(1e-8)  # [K]
                 agent.update_popart(returns)  # Algorithm C.1, line 3
             returns, old_values = agent.normalize(returns), agent.normalize(old_values)
             indices, weights = (x.to(device) for x in deal_minibatches(num_tasks, args.num_steps, args.num_minibatches, rng))
@@ -506,7 +503,7 @@ def main():
                     continue
                 actor_weights = torch.from_numpy(pcgrad_weights(actor_gram.numpy(), rng))  # lines 13-14
                 critic_weights = torch.from_numpy(pcgrad_weights(critic_gram.numpy(), rng))
-                if args.dump_gradients_every and collect % args.dump_gradients_every == 0 and "losses/policy" not in metrics:
+                if args.dump_gradients_every and collect % args.dump_gradients_every == 0 and minibatches == 0:
                     flat = [torch.cat([g.flatten(1) for g in grads], dim=1).cpu() for grads in (actor_grads, critic_grads)]
                     (run_dir / "gradients").mkdir(exist_ok=True)
                     np.savez_compressed(run_dir / f"gradients/collect_{collect:05}.npz", tasks=names, collect=collect,
@@ -518,6 +515,7 @@ def main():
                 nn.utils.clip_grad_norm_(actor_shared + actor_own, args.max_grad_norm)
                 nn.utils.clip_grad_norm_(critic_shared + critic_own, args.max_grad_norm)
                 optimizer.step()
+                minibatches += 1
                 for tag, value in {
                     "losses/policy": actor_losses.mean(), "losses/value": critic_losses.mean(), "losses/entropy": entropy.mean(),
                     "losses/approx_kl": (weight * (ratio - 1 - ratio.log())).sum(1).mean(),
@@ -525,14 +523,15 @@ def main():
                     "losses/value_clip_fraction": (weight * hit).sum(1).mean(),
                     **gradient_metrics(("actor", actor_gram, actor_weights), ("critic", critic_gram, critic_weights)),
                 }.items():
-                    metrics.setdefault(tag, []).append(value.detach())
+                    totals.setdefault(tag, torch.zeros_like(value)).add_(value.detach())  # no list: it would fragment memory
         global_step, now = global_step + collect_steps, time.time()
         if skipped.any():
             log("skipped", skipped)
             print(f"collect {collect}: not finite, skipped: {dict(zip(names, skipped.tolist()))}", file=sys.stderr, flush=True)
             check(skipped.max() <= MAX_SKIPPED, f"{names[skipped.argmax()]}: more than {MAX_SKIPPED} skipped in one collect")
-        for tag, value in metrics.items():
-            log(tag, torch.stack(value).mean(0).cpu().numpy())
+        for tag, total in totals.items():
+            log(tag, (total / minibatches).cpu().numpy())
+        log("explained_variance", explained_variance.cpu().numpy())
         log("popart_mu", agent.mu.cpu().numpy())
         log("popart_sigma", agent.sigma.cpu().numpy())
         log("train_success", success.mean(1))

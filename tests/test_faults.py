@@ -354,7 +354,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(two_collects, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 20 MB, room for two checkpoints and not for three."""
+    """A file system of 20 MB, room for two checkpoints of 8 MB and not for three."""
     (tmp_path / "disk").mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", tmp_path / "disk"], capture_output=True).returncode:
         pytest.skip("only root may mount a file system")
