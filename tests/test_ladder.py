@@ -7,8 +7,8 @@ from scripts import MODULES, PATHS, ROOT
 
 LADDER = PATHS[:6]
 FLAGS = """seed benchmark tasks reward_version total_timesteps num_steps update_epochs num_minibatches learning_rate gamma
-    gae_lambda clip_coef clip_vloss vf_coef ent_coef max_grad_norm hidden_sizes eval_interval eval_episodes run_dir resume dump_gradients_every
-    cuda torch_threads num_envs_per_task num_workers track""".split()
+    gae_lambda clip_coef clip_vloss vf_coef ent_coef max_grad_norm hidden_sizes eval_interval eval_episodes run_dir resume
+    dump_gradients_every cuda torch_threads num_envs_per_task num_workers track""".split()
 
 
 @pytest.mark.parametrize("path", PATHS)
