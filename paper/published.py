@@ -1,0 +1,52 @@
+"""Numbers that the paper publishes, as far as its text gives them, for the column beside ours. The text this was written from had
+lost the cells of most tables: what is absent here is in the paper's tables, and can be added below."""
+
+# Success in percent, 10 seeds: mean at the final checkpoint on V2, after 20 M steps on MT10 and 100 M on MT50; IQM on V1.
+FINAL = {("toppo_mt50", "MT10", "v2"): 97.2, ("toppo_mt50", "MT50", "v2"): 90.9}
+IQM = {("toppo_mt50", "MT50", "v1"): 79.3}
+BUDGET = {"MT10": 20, "MT50": 100}  # million steps
+ABSENT = "A dash in a column of the paper's: it is in the paper's table, but not among the values that `paper/published.py` has."
+
+# Table B.2, and Tables 2 and 3 for the rungs between: parameters on MT10 and MT50 in thousands.
+PARAMETERS = {"vanilla_mtppo": (684, 716), "ln": (685, 717), "ln_popart": (685, 717), "ln_fairgrad": ("–", 717),
+              "ln_popart_fairgrad": (685, 717), "toppo_mt50": (685, 717)}  # fmt: skip
+OTHER_PARAMETERS = [
+    ("ARS paper: SAC-MT", 2517, 2597),
+    ("ARS paper: MT-MH-SAC", 2546, 2754),
+    ("ARS paper: Soft Modularization", 3454, 3534),
+    ("ARS paper: PCGrad-SAC", 2517, 2597),
+    ("ARS paper: MOORE", 6890, 7403),
+    ("ARS paper: ARS", 2517, 2597),
+    ("ARS paper: ARS-LN (400)", 2530, 2611),
+    ("ARS paper: ARS-LN (1024)", 16062, 16267),
+    ("ARS paper: ARS-LoRA", 3878, 16123),
+    ("Meta-World+: MTMHSAC / PCGrad", 1759, 2031),
+    ("Meta-World+: Soft Modules", 3454, 8030),
+    ("Meta-World+: MOORE", 6810, 10385),
+    ("Meta-World+: PaCo (K=5 / K=20)", 8476, 33909),
+]
+# Table 3: when TOPPO reaches the baseline's final IQM on MT50 V1, in percent of its 100 M steps, and the baseline's parameters.
+MATCHED_AT = [("MT-MH-SAC", 2031, 3), ("Soft Modularization", 8030, 12), ("MOORE", 10385, 13), ("PaCo", 33909, 2),
+              ("PCGrad-SAC", 2031, 5)]  # fmt: skip
+
+# Table D.11: step of the best checkpoint in millions, over 10 seeds: median, quartiles, least and most.
+BEST_STEP = {
+    ("vanilla_mtppo", "MT10"): (15.0, 13.4, 17.2, 10.0, 19.6),
+    ("ln", "MT10"): (11.8, 10.9, 16.4, 6.8, 20.0),
+    ("ln_popart", "MT10"): (13.4, 9.7, 15.9, 6.4, 17.6),
+    ("ln_fairgrad", "MT10"): (8.4, 6.7, 9.7, 5.6, 19.2),
+    ("ln_popart_fairgrad", "MT10"): (8.4, 7.0, 9.8, 6.4, 12.4),
+    ("toppo_mt50", "MT10"): (12.6, 9.4, 17.2, 7.2, 19.6),
+    ("vanilla_mtppo", "MT50"): (93.5, 89.0, 97.2, 83.0, 99.0),
+    ("ln", "MT50"): (77.0, 72.0, 86.5, 48.0, 96.0),
+    ("ln_popart", "MT50"): (88.0, 67.0, 92.0, 40.0, 96.0),
+    ("ln_fairgrad", "MT50"): (84.0, 70.0, 97.0, 58.0, 100.0),
+    ("ln_popart_fairgrad", "MT50"): (86.0, 66.0, 97.5, 40.0, 100.0),
+    ("toppo_mt50", "MT50"): (84.0, 51.0, 93.5, 46.0, 96.0),
+}
+
+
+def published(numbers, script, task_set, reward):
+    """The cell for the paper's value: with its steps, so that nobody takes a shorter run of ours for the same thing."""
+    value = numbers.get((script, task_set, reward))
+    return f"{value} at {BUDGET[task_set]} M" if value else "–"

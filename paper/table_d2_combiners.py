@@ -1,0 +1,41 @@
+"""Table D.2: combiners of the actor's and the critic's gradients, on LN-c and PopArt: best, final and IQM success.
+
+    python paper/table_d2_combiners.py runs/ --out results/paper
+
+Writes table_d2.md.
+"""
+
+import runs as r
+from published import ABSENT, FINAL, published
+
+COMBINERS = {  # script: (actor, critic)
+    "ln_popart": ("default", "default"),
+    "ln_popart_fairgrad": ("default", "FG (α = 1)"),
+    "toppo_mt50": ("PCGrad", "FG (α = 1)"),
+    "ln_popart_fairgrad_fairgrad": ("FG (α = 1)", "FG (α = 1)"),
+    "ln_popart_pcgrad_pcgrad": ("PCGrad", "PCGrad"),
+    "ln_popart_cagrad_cagrad": ("CAGrad", "CAGrad"),
+}
+
+
+def table_d2(runs):
+    lines = []
+    for key, methods in r.groups(runs, scripts=list(COMBINERS)).items():
+        rows = []
+        for script, sides in COMBINERS.items():
+            if script in methods:
+                success = methods[script].success
+                value, interval, _ = r.iqm(success)
+                between = "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+                scores = [r.percent(r.best(success)), r.percent(r.final(success)), f"{100 * value:.1f}{between}"]
+                rows.append([*sides, len(success), *scores, published(FINAL, script, *key[:2])])
+        header = ["actor", "critic", "n", "best", "final", "IQM (95 % interval)", "paper's final"]
+        lines += r.heading(key, methods) + r.table(header, rows)
+    note = "Success in percent. Best: each seed's best checkpoint. Final, IQM: the last. Interval: rliable's bootstrap of seeds."
+    return "Table D.2: combiners per side", [*lines, f"{note} {r.STATISTICS} {ABSENT} The paper's is MT50 on V2."], None
+
+
+ITEMS = {"table_d2": table_d2}
+
+if __name__ == "__main__":
+    r.main(__doc__, ITEMS)
