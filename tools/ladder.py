@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "ladder.md"
 ROOT_SCRIPT = "vanilla_mtppo.py"
 POPART_PLACES = "SIGMA_FLOOR Agent Agent.__init__ Agent.values Agent.normalize Agent.update_popart main"
+ENVPOOL_PLACES = "Args.reward_version parse_args envpool_episodes environment_worker TaskEnvs.__init__ main"
 FAIRGRAD, FAIRGRAD_PLACES = "FairGrad (α = 1) for the critic", "fairgrad_solver main"
 POPART_MATH = (r"V_k(s) = \sigma_k (w_k h(s) + b_k) + \mu_k \qquad g_k' = \frac{g_k}{\sigma_k^2} \qquad G' = S G S, \quad "
                r"S = \mathrm{diag}(1 / \sigma_k^2)")
@@ -116,6 +117,11 @@ RUNGS = {
         "PopArt without LN-c: G is rescaled by 1/σ_k² from both sides, and its cosines stay those of the plain critic."),
     "ablations/popart_fairgrad.py": Rung("ablations/popart.py", FAIRGRAD, "4.3, C.2, C.5", FAIRGRAD_PLACES,
         FAIRGRAD_MATH, "PopArt and FairGrad without LN-c. Corollary 1 holds here too: it asks nothing of the network."),
+    "ablations/vanilla_envpool.py": Rung(ROOT_SCRIPT, "EnvPool's environments", "5.1", ENVPOOL_PLACES, (),
+        "The algorithm is the same, and so is the evaluation; training episodes come from EnvPool's C++ Meta-World, with a"
+        " fresh goal each."),
+    "ablations/toppo_envpool.py": Rung("toppo_mt50.py", "EnvPool's environments", "5.1", ENVPOOL_PLACES, (),
+        "The same for TOPPO."),
     "ablations/fairgrad.py": Rung(ROOT_SCRIPT, FAIRGRAD, "4.3, C.2, C.5", FAIRGRAD_PLACES, FAIRGRAD_MATH,
         "FairGrad alone: the critic's plain Gram, with the weights that Theorem 1 speaks of."),
 }
