@@ -208,8 +208,8 @@ class TaskEnvs:
 
     def __init__(self, names, args):
         self.num_envs, num_envs, context = args.num_envs_per_task, len(names) * args.num_envs_per_task, get_context("spawn")
-        self.workers = []
-        for share in np.array_split(np.arange(num_envs), min(args.num_workers or os.cpu_count(), num_envs)):
+        self.workers, num_workers = [], min(args.num_workers or os.cpu_count(), num_envs)
+        for share in (np.arange(w, num_envs, num_workers) for w in range(num_workers)):  # dealt out, as neighbours are alike slow
             pipe, worker_end = context.Pipe()
             job = worker_end, names, share // self.num_envs, args.reward_version, args.seed, args.hidden_sizes
             process = context.Process(target=environment_worker, args=job, daemon=True, name=" ".join(names[k] for k in job[2]))
@@ -225,7 +225,8 @@ class TaskEnvs:
         noise = noise if noise is None else noise.reshape(*goals.shape, EPISODE_STEPS, ACTION_DIM)
         for pipe, _, share in self.workers:
             pipe.send((parameters, goals[share], None if noise is None else noise[share]))
-        results = [np.concatenate(parts) for parts in zip(*(pipe.recv() for pipe, _, _ in self.workers))]
+        order = np.argsort(np.concatenate([share for _, _, share in self.workers]))
+        results = [np.concatenate(parts)[order] for parts in zip(*(pipe.recv() for pipe, _, _ in self.workers))]
         return [x.reshape(shape[0], -1, *x.shape[2:])[:, : shape[1]] for x in results]
 
 

@@ -165,6 +165,8 @@ def main():
     parser.add_argument("--out", type=Path, default=REPORT, help="the Markdown file to write")
     parser.add_argument("--no-write", action="store_true", help="print only")
     args = parser.parse_args()
+    if any(args.envpool_steps % (EPISODE_STEPS * n) for n in args.num_envs_per_task):
+        parser.error("--envpool-steps: expected whole episodes of 500 steps, as many in each of a task's environments")
     torch.set_num_threads(args.threads or torch.get_num_threads())
     torch.manual_seed(args.seed)
     cpu = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), platform.processor())

@@ -1,13 +1,8 @@
 """Scripts as a person runs them: whole processes on real Meta-World."""
 
 import csv
-import hashlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -21,15 +16,6 @@ SMALL = ["--tasks", *TASKS, "--num-steps", "500", "--update-epochs", "2", "--num
 
 def load(run_dir):
     return torch.load(run_dir / "checkpoint.pt", weights_only=True)
-
-
-def digest(run_dir):
-    """Of weights, PopArt's statistics and the optimiser's state."""
-    checkpoint, h = load(run_dir), hashlib.sha256()
-    optimizer = [v for _, state in sorted(checkpoint["optimizer"]["state"].items()) for v in state.values()]
-    for tensor in [*checkpoint["agent"].values(), *optimizer]:
-        h.update(tensor.numpy().tobytes())
-    return h.hexdigest()
 
 
 def scalars(run_dir):
@@ -77,6 +63,8 @@ def test_trains_logs_evaluates_and_resumes(path, tmp_path):
     assert set(expected) <= logged.keys()
     assert all(value == value for series in logged.values() for _, value in series)
 
+    if path not in ("vanilla_mtppo.py", "toppo_mt50.py", "ablations/toppo_popart_ema.py"):  # three kinds of state; test_faults.py: more
+        return
     again = run(path, "--resume", run_dir, "--total-timesteps", 4500)
     assert again.returncode == 0, again.stderr
     assert load(run_dir)["global_step"] == 4500
@@ -107,55 +95,6 @@ def test_track_mirrors_to_weights_and_biases(tmp_path):
     assert process.returncode == 0, process.stderr
     said = (tmp_path / "said").read_text()
     assert "('name', 'run')" in said and "('sync_tensorboard', True)" in said and "'num_steps': 500" in said
-
-
-def start(path, *flags):
-    command = [sys.executable, path, "--no-cuda", *map(str, flags)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_collect(process, collect):
-    for line in process.stdout:
-        if f"collect {collect}/" in line:
-            return
-    raise AssertionError(process.stderr.read())
-
-
-def test_killed_and_resumed_is_the_uninterrupted_run(tmp_path):
-    flags = [*SMALL, "--total-timesteps", 6000]
-    straight = run("toppo_mt50.py", *flags, "--run-dir", tmp_path / "a")
-    assert straight.returncode == 0, straight.stderr
-    process = start("toppo_mt50.py", *flags, "--run-dir", tmp_path / "b")
-    wait_for_collect(process, 2)
-    time.sleep(0.5)  # into the third collect
-    process.kill()  # kill -9
-    process.wait()
-    assert load(tmp_path / "b")["collect"] == 2
-    resumed = run("toppo_mt50.py", "--resume", tmp_path / "b")
-    assert resumed.returncode == 0, resumed.stderr
-    assert digest(tmp_path / "a") == digest(tmp_path / "b")
-    assert (tmp_path / "a/evals.csv").read_text() == (tmp_path / "b/evals.csv").read_text()
-    logged = [{tag: series for tag, series in scalars(tmp_path / d).items() if not tag.startswith("speed/")} for d in "ab"]
-    assert logged[0] == logged[1]
-    other_seed = run("toppo_mt50.py", *flags[:-1], 3000, "--seed", 2, "--run-dir", tmp_path / "c")
-    assert other_seed.returncode == 0 and digest(tmp_path / "c") != digest(tmp_path / "a")
-
-
-def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path):
-    process = start("vanilla_mtppo.py", *SMALL, "--total-timesteps", 600_000, "--run-dir", tmp_path / "run")
-    wait_for_collect(process, 1)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode != 0 and "Traceback" not in err
-    assert err.strip().splitlines()[-1].endswith(f"continue with: python vanilla_mtppo.py --resume {tmp_path / 'run'}")
-    assert load(tmp_path / "run")["collect"] >= 1
-    deadline = time.time() + 30
-    while alive := subprocess.run(["ps", "-o", "pid=,stat=", "-p", ",".join(children)], capture_output=True, text=True).stdout:
-        if all(" Z" in line for line in alive.splitlines()):
-            break
-        assert time.time() < deadline, f"orphans: {alive}"
-        time.sleep(0.2)
 
 
 def test_all_fifty_tasks(tmp_path):
