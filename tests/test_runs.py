@@ -63,7 +63,7 @@ def test_trains_logs_evaluates_and_resumes(path, tmp_path):
     assert set(expected) <= logged.keys()
     assert all(value == value for series in logged.values() for _, value in series)
 
-    if path not in ("vanilla_mtppo.py", "toppo_mt50.py", "ablations/toppo_popart_ema.py"):  # three kinds of state; test_faults.py: more
+    if path not in ("vanilla_mtppo.py", "toppo_mt50.py", "ablations/toppo_popart_ema.py"):  # three kinds of state to resume
         return
     again = run(path, "--resume", run_dir, "--total-timesteps", 4500)
     assert again.returncode == 0, again.stderr
