@@ -1,4 +1,4 @@
-"""Vanilla MT-PPO on Meta-World: one PPO agent for all tasks, the baseline of TOPPO (arXiv 2605.11473).
+"""Vanilla MT-PPO on EnvPool's Meta-World: one PPO agent for all tasks, the baseline of TOPPO (arXiv 2605.11473).
 
 The critic learns raw returns and has no LayerNorm; both networks follow the plain mean of the K per-task gradients.
 Shapes: K tasks, T steps per task and collect in E episodes, n the largest share of a task in a minibatch.
