@@ -1,4 +1,4 @@
-"""TOPPO on EnvPool's Meta-World (arXiv 2605.11473): multi-task PPO with LN-c, PopArt and FairGrad in the critic and PCGrad in the actor.
+"""TOPPO on EnvPool's Meta-World (arXiv 2605.11473): LN-c, PopArt and FairGrad in the critic, PCGrad in the actor.
 
 The critic learns returns that PopArt normalises task by task and follows FairGrad's combination of the K per-task gradients,
 the actor PCGrad's.
