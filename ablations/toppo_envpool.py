@@ -148,9 +148,9 @@ def parse_args():
         else:
             check(False, f"--resume {args.resume}{problems}")
         check(checkpoint["script"] == SCRIPT, f"--resume {args.resume}: a run of {checkpoint['script']}.py; resume it with that")
-        args = tyro.cli(Args, default=saved)  # flags not given keep the checkpoint's values
-        for name, kept in [(name, kept) for name, kept in vars(saved).items() if name not in free - {"run_dir"}]:
-            check(vars(args)[name] == kept, f"--{name.replace('_', '-')} {vars(args)[name]} contradicts the checkpoint's {kept}")
+        args = tyro.cli(Args, default=saved)  # flags not given keep the checkpoint's values; runs/x/ is runs/x
+        for name, given, kept in ((n, str(vars(args)[n]), str(v)) for n, v in vars(saved).items() if n not in free - {"run_dir"}):
+            check(Path(given) == Path(kept), f"--{name.replace('_', '-')} {given} contradicts the checkpoint's {kept}")
         print(f"{SCRIPT}: continuing from {path}{problems}", flush=True)
     for name, ok, expected in [
         ("benchmark", args.tasks or args.benchmark in BENCHMARKS, "MT10, MT25 or MT50"),
@@ -259,8 +259,7 @@ class TaskEnvs:
             pipe, worker_end = context.Pipe()
             job = worker_end, names, share // self.num_envs, args.reward_version, args.seed, args.hidden_sizes
             process = context.Process(target=environment_worker, args=job, daemon=True, name=" ".join(names[k] for k in job[2]))
-            process.start()
-            worker_end.close()
+            process.start(), worker_end.close()
             self.workers.append((pipe, process, share))
 
     def play(self, agent, goals, noise=None):
@@ -465,19 +464,19 @@ def main():
         for name, x in [(tag, value)] if np.ndim(value) == 0 else zip([*names, "mean"], [*value, value.mean()]):
             writer.add_scalar(name if name == tag else f"{tag}/{name}", x, global_step)
 
-    def stop(number, _):
+    def stop(number, _):  # workers end by -15, SIGTERM, when this process ends
         died = [f"process of {p.name} died ({p.exitcode})" for _, p, _ in envs.workers if p.exitcode not in (None, -15)]
         if number != signal.SIGCHLD or died:
             sys.exit(f"\n{'; '.join(died) or 'stopped'}; continue with: python {sys.argv[0]} --resume {run_dir}")
     envs, task = TaskEnvs(names, args), torch.arange(num_tasks, device=device)[:, None]
-    for number in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:  # Ctrl-C, a scheduler's -15, the end of a worker
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:  # Ctrl-C, a scheduler, the end of a worker
         signal.signal(number, stop)
     num_collects, started = args.total_timesteps // collect_steps, time.time()
     for collect in range(first_collect, num_collects + 1):
         if collect > first_collect or not checkpoint:
             if global_step // args.eval_interval > (global_step - collect_steps) // args.eval_interval or collect == num_collects:
                 _, _, rewards, success = envs.play(agent, np.tile(np.arange(args.eval_episodes), (num_tasks, 1)))  # each once
-                rates, means = success.mean(1).round(4), rewards.sum(-1).mean(1).round(4)  # [K]
+                rates, means = success.mean(1).round(4), rewards.sum(-1, dtype=float).mean(1).round(4)  # [K]
                 evals += zip([global_step] * num_tasks, names, [args.eval_episodes] * num_tasks, rates.tolist(), means.tolist())
                 log("eval_success", rates)
                 for k in [k for k in (1, 3, 5, 10, 20) if k <= num_tasks]:
@@ -546,6 +545,7 @@ def main():
                 spoiled = ~(actor_gram + critic_gram).diagonal().isfinite().numpy()  # [K]
                 skipped += spoiled
                 if spoiled.any():
+                    print(f"collect {collect}, repeat {repeat}: minibatch skipped: {np.array(names)[spoiled]}", file=sys.stderr)
                     continue
                 actor_weights = torch.from_numpy(pcgrad_weights(actor_gram.numpy(), rng))  # lines 13-14
                 fairgrad = solve_fairgrad(critic_gram.numpy(), alpha=1.0)  # G w = 1 / w, Theorem 1
@@ -579,7 +579,7 @@ def main():
         global_step, now = global_step + collect_steps, time.time()
         if skipped.any():
             log("skipped", skipped)
-            print(f"collect {collect}: not finite, skipped: {dict(zip(names, skipped.tolist()))}", file=sys.stderr, flush=True)
+            print(f"collect {collect}: not finite: { {n: int(s) for n, s in zip(names, skipped) if s} }", file=sys.stderr)
             check(skipped.max() <= MAX_SKIPPED, f"{names[skipped.argmax()]}: more than {MAX_SKIPPED} skipped in one collect")
         for tag, total in totals.items():
             log(tag, (total / minibatches).cpu().numpy())

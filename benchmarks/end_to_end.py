@@ -10,18 +10,16 @@ of each task before and after). Memory is the main process's high-water mark. Ot
 """
 
 import argparse
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from metaworld.env_dict import MT10_V3, MT50_V3
+from report import header, write
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parents[1]
@@ -83,16 +81,8 @@ def main():
     parser.add_argument("--out", type=Path, default=REPORT, help="the Markdown file to write")
     parser.add_argument("--no-write", action="store_true", help="print only")
     args, further = parser.parse_known_args()
-    cpu = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), platform.processor())
-    gpu = torch.cuda.get_device_name() if args.device == "cuda" else "no GPU"
     lines = [
-        "# A whole collect",
-        "",
-        f"`python benchmarks/end_to_end.py{''.join(' ' + a for a in sys.argv[1:])}`",
-        "",
-        f"{cpu}, {os.cpu_count()} cores, {args.threads or torch.get_num_threads()} threads, {gpu}; {time.strftime('%Y-%m-%d')}.",
-        f"Python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES) + ".",
-        "",
+        *header("A whole collect", PACKAGES, args.threads, args.device),
         f"A rollout and its update, 16 passes of 32 minibatches unless the command says otherwise, in {args.repetitions} runs of",
         "each script, which take turns: medians, ratios are medians of the runs' ratios. Memory is the main process's peak.",
         "The target for the whole collect of TOPPO is at most 1.35 times vanilla's.",
@@ -102,9 +92,7 @@ def main():
         lines += table(" ".join(args.tasks), len(args.tasks), ["--tasks", *args.tasks], args, further)
     for benchmark in [] if args.tasks else args.benchmark:
         lines += table(benchmark, NUM_TASKS[benchmark], ["--benchmark", benchmark], args, further)
-    print("\n".join(lines))
-    if not args.no_write:
-        args.out.write_text("\n".join(lines))
+    write(lines, args)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,10 @@ import copy
 import ctypes
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,6 +39,7 @@ else:
     import toppo_mt50
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from report import header, write  # noqa: E402
 from torch.func import functional_call, grad, vmap  # noqa: E402
 
 from fairgrad_solver import solve_fairgrad  # noqa: E402
@@ -301,16 +300,8 @@ def main():
         p = problem(len(toppo_mt50.BENCHMARKS[args.benchmark[0]]), args.num_steps, args.device)
         times = measure(p, [PLAIN, OURS], args.repetitions)
         return print(json.dumps({name: t.tolist() for name, t in times.items()}))
-    cpu = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), platform.processor())
-    gpu = torch.cuda.get_device_name() if args.device == "cuda" else "no GPU"
     lines = [
-        "# Per-task gradients",
-        "",
-        f"`python benchmarks/per_task_gradients.py{''.join(' ' + a for a in sys.argv[1:])}`",
-        "",
-        f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}; {time.strftime('%Y-%m-%d')}.",
-        f"Python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES if find_spec(p)) + ".",
-        "",
+        *header("Per-task gradients", PACKAGES, device=args.device),
         "TOPPO's critic (LN-c, PopArt's heads), forward pass included everywhere. `All` adds the fp64 Gram, FairGrad's weights",
         "and the combined gradient; torchjd's autogram gives no gradients, so its first column is the Gram. The rows take turns;",
         f"medians of {args.repetitions} repetitions, ratios are medians of the repetitions' ratios. Memory is the peak beyond",
@@ -320,9 +311,7 @@ def main():
     ]
     for benchmark in args.benchmark:
         lines += benchmark_lines(benchmark, args)
-    print("\n".join(lines))
-    if not args.no_write:
-        args.out.write_text("\n".join(lines))
+    write(lines, args)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,8 @@ import argparse
 import importlib
 import multiprocessing
 import os
-import platform
 import sys
 import time
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,6 +28,7 @@ import gymnasium  # noqa: E402, I001
 import mujoco  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from report import header, write  # noqa: E402
 
 REPORT = ROOT / "results" / "bench_rollout.md"
 EPISODE_STEPS, HIDDEN_SIZES = vanilla_mtppo.EPISODE_STEPS, vanilla_mtppo.Args.hidden_sizes
@@ -169,15 +168,8 @@ def main():
         parser.error("--envpool-steps: expected whole episodes of 500 steps, as many in each of a task's environments")
     torch.set_num_threads(args.threads or torch.get_num_threads())
     torch.manual_seed(args.seed)
-    cpu = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), platform.processor())
     lines = [
-        "# Rollout",
-        "",
-        f"`python benchmarks/rollout.py{''.join(' ' + a for a in sys.argv[1:])}`",
-        "",
-        f"{cpu}, {CORES} cores, {torch.get_num_threads()} threads in the main process, no GPU; {time.strftime('%Y-%m-%d')}.",
-        f"Python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES if find_spec(p)) + ".",
-        "",
+        *header("Rollout", PACKAGES),
         "Environment steps per second of all tasks together, with the 400-400-400 actor and exploration noise. The rows take",
         f"turns; medians of {args.repetitions} repetitions, ratios are medians of the repetitions' ratios. `n a task` is",
         "`--num-envs-per-task`. `make_vec` is Meta-World's own, with the actor in the main process. The limit is MuJoCo's five",
@@ -186,9 +178,7 @@ def main():
     ]
     for benchmark in args.benchmark:
         lines += measure(benchmark, args)
-    print("\n".join(lines))
-    if not args.no_write:
-        args.out.write_text("\n".join(lines))
+    write(lines, args)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,10 @@ import argparse
 import importlib
 import itertools
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,6 +28,7 @@ import toppo_mt50  # noqa: E402  before torch, as it sets GOMP_SPINCOUNT
 import vanilla_mtppo  # noqa: E402, I001
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from report import header, write  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.distributions import Normal  # noqa: E402
 
@@ -328,16 +326,8 @@ def main():
     if args.child_memory:
         return run_and_print_memory(importlib.import_module(args.child_memory), args.benchmark[0], args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    cpu = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), platform.processor())
-    gpu = torch.cuda.get_device_name() if args.device == "cuda" else "no GPU"
     lines = [
-        "# Update",
-        "",
-        f"`python benchmarks/update.py{''.join(' ' + a for a in sys.argv[1:])}`",
-        "",
-        f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}; {time.strftime('%Y-%m-%d')}.",
-        f"Python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES) + ".",
-        "",
+        *header("Update", PACKAGES, device=args.device),
         f"Random data of a collect's size. What is compared takes turns; medians of {args.repetitions} repetitions, ratios are",
         "medians of the repetitions' ratios. Plain PPO is vanilla with one backward pass of the mean losses and no per-task",
         "gradients. Memory is the peak of a child process that runs the script's own main(), with random episodes in place of",
@@ -346,9 +336,7 @@ def main():
     ]
     for benchmark in args.benchmark:
         lines += benchmark_lines(benchmark, args)
-    print("\n".join(lines))
-    if not args.no_write:
-        args.out.write_text("\n".join(lines))
+    write(lines, args)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 ROOT = Path(__file__).parents[1]
 PATHS = [
     "vanilla_mtppo.py",
@@ -25,6 +27,13 @@ PATHS = [
 MODULES = {path: importlib.import_module(Path(path).stem) for path in PATHS}
 WITH_POPART = [m for path, m in MODULES.items() if "popart" in path or "toppo" in path]
 WITH_LAYER_NORM = [m for path, m in MODULES.items() if "ln" in m.SCRIPT.split("_") or "toppo" in path]
+
+
+def scalars(run_dir):
+    """What a run has logged, but for its speed: {tag: [(step, value)]}."""
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"] if "speed/" not in tag}
 
 
 def run(path, *flags, timeout=300, env=None):

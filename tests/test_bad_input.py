@@ -107,5 +107,13 @@ def test_resume_refuses_foreign_files(checkpoint, tmp_path, monkeypatch, capsys)
     error_of(MODULES["toppo_mt50.py"], ["--resume", str(foreign)], monkeypatch, capsys)
 
 
+def test_a_directory_may_be_given_with_a_slash(checkpoint, monkeypatch):
+    (checkpoint / "args.json").write_text("{}")
+    for resume in f"{checkpoint}/", "auto":
+        monkeypatch.setattr(sys, "argv", ["toppo_mt50.py", "--resume", resume, "--run-dir", f"{checkpoint}/"])
+        args, _, loaded = MODULES["toppo_mt50.py"].parse_args()
+        assert args.seed == 3 and loaded
+
+
 def test_a_used_run_directory_is_refused(checkpoint, monkeypatch, capsys):
     assert "a directory without a run" in error_of(MODULES["toppo_mt50.py"], ["--run-dir", str(checkpoint)], monkeypatch, capsys)
