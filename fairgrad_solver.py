@@ -3,14 +3,14 @@
 Given the Gram matrix G = J J^T of K per-task gradients g_k, the rows of J, `solve_fairgrad` returns the weights w of FairGrad's
 combined gradient d = sum_k w_k g_k: the solution of section 4.3's KKT condition, minimiser of the strictly convex program (C.2),
 
-    (G w)_k = w_k^(-1/alpha),  w_k > 0,  k = 1..K
+    (G w)_k = w_k^(-1/alpha),  w_k > 0,  k = 1..K        (KKT condition of Eq. (3))
     f(w) = 1/2 w^T G w - sum_k phi(w_k),   phi(w) = log w if alpha = 1, else w^(1 - 1/alpha) / (1 - 1/alpha)
 
 alpha = 1 is the Nash bargaining point of Nash-MTL (Remark C.1). Only there d stays the same when the gradients are rescaled task
 by task, and ||d||^2 is the number of non-zero gradients (Theorem 1).
 
-Method
-------
+Method (Section C.5)
+--------------------
 Tier 1. Equilibrate with Proposition C.1's weights s_k = G_kk^(-alpha/(1+alpha)): with w = s x and B = diag(s) G diag(s) the
 system is B x = diag(B) x^(-1/alpha). For alpha = 1, B holds the cosines between the gradients, so a spread of 10^12 in their
 norms costs nothing. Start at x_k = ((B 1)_k / B_kk)^(-alpha/(1+alpha)), Algorithm C.2's diagonal warm start x = 1 if B is
@@ -28,17 +28,19 @@ residual's norm or lowers the strictly convex f along a descent direction by Arm
 so a step shortened to 1 / (1 + Newton decrement) passes that rule whatever K, the norms and the angles are (Boyd and
 Vandenberghe, Convex Optimization, section 9.6).
 In fp64 the solution is lost when ||d|| < 1e-5 sum_k ||w_k g_k||, when 0 is that close to the convex hull of the normalised
-gradients: this ends in a logged fallback. So does alpha != 1 where gradients close to opposed also differ much in norm.
+gradients: this ends in a logged fallback (Remark 1). So does alpha != 1 where gradients close to opposed differ much in norm.
 """
 
 import logging
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.linalg.blas import idamax
 from scipy.linalg.lapack import dposv
 from scipy.optimize import least_squares
 
+Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 TINY = np.finfo(np.float64).tiny  # below the smallest normal number a squared norm has lost its digits: the row counts as zero
@@ -50,14 +52,14 @@ ACCEPTED = 1e-3  # residual above tol up to which a tier's answer is taken, if r
 class FairGradResult(NamedTuple):
     """What `solve_fairgrad` returns."""
 
-    weights: np.ndarray  # [K] fp64, finite and non-negative; exactly 0 where the gradient is zero
+    weights: Array  # [K] fp64, finite and non-negative; exactly 0 where the gradient is zero
     residual: float  # max_k |w_k^(1/alpha) (G w)_k - 1| over the other tasks
     iterations: int  # Newton steps
     used_scipy_fallback: bool  # Newton did not converge and Tier 2 ran
     solver_fallback: bool  # Tier 2 failed too: the weights are Tier 3's and the residual is not small
 
 
-def solve_fairgrad(gram, alpha: float = 1.0, *, tol: float = 1e-10, max_iterations: int = 100) -> FairGradResult:
+def solve_fairgrad(gram: ArrayLike, alpha: float = 1.0, *, tol: float = 1e-10, max_iterations: int = 100) -> FairGradResult:
     """Solve (G w)_k = w_k^(-1/alpha), w > 0, for the weights of FairGrad. Returns a FairGradResult.
 
     Parameters
@@ -65,7 +67,7 @@ def solve_fairgrad(gram, alpha: float = 1.0, *, tol: float = 1e-10, max_iteratio
     gram : array_like [K, K], inner products of the K task gradients. Compute it in fp64; in fp32 small squared norms underflow.
     alpha : fairness, any finite number > 0.
     tol : Newton stops when the 2-norm of the residual is below, or where rounding lets it fall no further (see Notes).
-    max_iterations : Newton steps before Tier 2.
+    max_iterations : Newton steps before Tier 2. The paper's, and its tol, are in Table B.1.
 
     Raises
     ------
@@ -106,7 +108,7 @@ def solve_fairgrad(gram, alpha: float = 1.0, *, tol: float = 1e-10, max_iteratio
     return FairGradResult(scale, residual, iterations, True, True)
 
 
-def _newton(b, diagonal, beta, x, tol, max_iterations):
+def _newton(b: Array, diagonal: Array, beta: float, x: Array, tol: float, max_iterations: int) -> tuple[Array, float, int, bool]:
     """Tier 1. Returns x, residual, steps, converged."""
     hessian = np.empty(b.shape, order="F")
     hessian_diagonal = hessian.reshape(-1, order="F")[:: len(x) + 1]
@@ -126,7 +128,7 @@ def _newton(b, diagonal, beta, x, tol, max_iterations):
         _, step, info = dposv(hessian, gradient, overwrite_a=1)
         if info != 0:
             break
-        relative = step / x  # the step in y: diag(x) times this Hessian is the Jacobian (C.4)
+        relative = step / x  # the step in y: this Hessian times diag(x) is the Jacobian (C.4)
         change = abs(relative[idamax(relative)])
         if change > 1.0 or not halved:
             if x.dot(target - gradient) < (OPPOSED * x.dot(np.sqrt(diagonal))) ** 2:
@@ -138,7 +140,7 @@ def _newton(b, diagonal, beta, x, tol, max_iterations):
     return x, np.inf, iteration, False
 
 
-def _line_search(x, relative, b, gradient, u, beta):
+def _line_search(x: Array, relative: Array, b: Array, gradient: Array, u: Array, beta: float) -> Array | None:
     """Halve t until x e^q, for q = t relative, or else x (1 + t relative), both clipped, lowers f by a tenth of its slope. The
     difference is summed from terms of second order in z = e^q - 1, so that it does not cancel near the solution."""
     t, decrement = 1.0, gradient.dot(x * relative)
@@ -154,13 +156,13 @@ def _line_search(x, relative, b, gradient, u, beta):
     return None
 
 
-def _least_squares(b, diagonal, beta, x):
+def _least_squares(b: Array, diagonal: Array, beta: float, x: Array) -> tuple[Array, float]:
     """Tier 2. Returns x, residual."""
 
-    def residual(y):
+    def residual(y: Array) -> Array:
         return (b @ np.exp(y)) * np.exp(beta * y) / diagonal - 1.0
 
-    def jacobian(y):
+    def jacobian(y: Array) -> Array:
         row_scale = np.exp(beta * y) / diagonal
         return row_scale[:, None] * b * np.exp(y) + np.diag(beta * row_scale * (b @ np.exp(y)))
 
@@ -172,7 +174,7 @@ def _least_squares(b, diagonal, beta, x):
     return np.exp(solution.x), float(np.abs(solution.fun).max())
 
 
-def _solve_without_zero_rows(gram, alpha, tol, max_iterations):
+def _solve_without_zero_rows(gram: Array, alpha: float, tol: float, max_iterations: int) -> FairGradResult:
     norms = np.sqrt(np.maximum(gram.diagonal(), TINY))
     tasks = np.flatnonzero((np.abs(gram) > 2.0 * norms * norms[:, None]).any(axis=1)).tolist()
     if tasks:
@@ -185,7 +187,7 @@ def _solve_without_zero_rows(gram, alpha, tol, max_iterations):
     return result._replace(weights=weights)
 
 
-def _check(gram, alpha):
+def _check(gram: Array, alpha: float) -> None:
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
         raise ValueError(f"gram has shape {gram.shape}; expected [K, K], the inner products of K >= 1 gradients")
     if not 0.0 < alpha < np.inf:

@@ -38,9 +38,11 @@ SCRIPT = Path(__file__).stem
 BENCHMARKS = {"MT10": MT10_V3, "MT25": MT25_V3, "MT50": MT50_V3}  # dicts from task names
 EPISODE_STEPS = 500  # every episode has this length and ends by truncation only
 NUM_GOALS = 50  # training goals per task
+PANELS = {"success": "(eval|train)_success/mean", "tails": "eval/success_worst_.*",  # of TensorBoard; which tags each shows
+          "critic health": "explained_variance/mean|gradients/critic_(mean_cosine|top1_share)", "speed": "speed/.*"}
 MAX_SKIPPED = 10  # episodes and minibatches of a collect that a task may spoil with numbers that are not finite (our choice)
 SIGMA_FLOOR = 1e-4  # of PopArt (our choice)
-OBS_DIM, ACTION_DIM = 39, 4  # 18 numbers now, 18 of the step before, 3 of the goal; the task's one-hot comes behind
+OBS_DIM, ACTION_DIM = 39, 4  # 18 numbers now, 18 of the step before, 3 of the goal; the task's one-hot comes behind (B.1)
 Normal.set_default_validate_args(False)  # the checks would wait for the GPU
 
 
@@ -91,7 +93,7 @@ class Args:
     resume: str | None = None
     """run directory or checkpoint.pt to continue, with its flags; auto: --run-dir or the newest run in runs/ with these flags"""
     dump_gradients_every: int = 0
-    """collects between dumps of the per-task gradients of a collect's first minibatch, to gradients/ (Section 3); 0: none"""
+    """collects between dumps of the per-task gradients of a collect's first minibatch, to gradients/ (Section 3, D.2); 0: none"""
     cuda: bool = True
     """compute on the GPU if there is one"""
     torch_threads: int = 0
@@ -230,7 +232,7 @@ class TaskEnvs:
 
 
 def mlp(sizes, output_gain, layer_norm=False):
-    """Linear and ReLU in turn; orthogonal weights, gain sqrt(2) in hidden layers, zero biases (our choice)."""
+    """Linear and ReLU in turn (Table B.1); orthogonal weights, gain sqrt(2) in hidden layers, zero biases (our choice)."""
     layers = []
     for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:])):
         hidden = i < len(sizes) - 2
@@ -238,7 +240,7 @@ def mlp(sizes, output_gain, layer_norm=False):
         nn.init.orthogonal_(layers[-2].weight, math.sqrt(2) if hidden else output_gain)
         nn.init.zeros_(layers[-2].bias)
         if layer_norm and hidden:
-            layers[-2].bias = None  # LayerNorm subtracts the mean, and the bias with it (B.2)
+            layers[-2].bias = None  # LayerNorm subtracts the mean, and the bias with it (4.2, B.2)
             layers.insert(-1, nn.LayerNorm(n_out))
     return nn.Sequential(*layers[:-1])
 
@@ -250,7 +252,7 @@ class Agent(nn.Module):
         super().__init__()
         self.actor = mlp([OBS_DIM + num_tasks, *hidden_sizes, ACTION_DIM], output_gain=0.01)
         self.critic = mlp([OBS_DIM + num_tasks, *hidden_sizes, 1], output_gain=1.0, layer_norm=True)
-        self.log_std = nn.Parameter(torch.zeros(num_tasks, ACTION_DIM))
+        self.log_std = nn.Parameter(torch.zeros(num_tasks, ACTION_DIM))  # Table B.1: per task
         self.register_buffer("success_ema", torch.zeros(num_tasks))  # of training, for the gradient dumps
         self.head_weight, self.head_bias = nn.Parameter(torch.ones(num_tasks)), nn.Parameter(torch.zeros(num_tasks))
         for name, start in ("count", 0), ("mu", 0), ("m2", 0), ("sigma", 1):
@@ -263,7 +265,7 @@ class Agent(nn.Module):
         return torch.stack([sigma * (w * self.critic(o).squeeze(-1) + b) + mu for o, w, b, sigma, mu in heads])
 
     def normalize(self, x):
-        """Raw values or returns [K, T] in the tasks' normalised spaces."""
+        """Raw values or returns [K, T] in the tasks' normalised spaces (4.1)."""
         return ((x - self.mu[:, None]) / self.sigma[:, None]).float()
 
     @torch.no_grad()
@@ -307,12 +309,12 @@ def per_task_gradients(losses, tape, own):
 
 
 def gram(grads):
-    """G = J J^T in fp64 of J = grads, [K, ...] each, in blocks of columns that stay in cache. Returns [K, K]."""
+    """G = J J^T (Section 2) in fp64 (C.5) of J = grads, [K, ...] each, in column blocks that stay in cache. Returns [K, K]."""
     return sum(b @ b.T for b in (columns.double() for g in grads for columns in g.flatten(1).split(1 << 16, dim=1)))
 
 
 def set_combined_gradient(shared, grads, own, own_grads, weights):
-    """Sets .grad: d = sum_k w_k g_k, and w_k times row k for the tasks' own. grads: [K, ...] each, weights [K]."""
+    """Sets .grad: d = sum_k w_k g_k, and w_k times row k for the tasks' own (B.4). grads: [K, ...] each, weights [K]."""
     weights = weights.float()
     for p, g in zip(shared, grads):
         p.grad = torch.einsum("k,k...->...", weights, g)
@@ -356,18 +358,17 @@ def value_losses(values, old_values, returns, weight, args):
 
 
 def gradient_metrics(*sides):
-    """What Section 3 measures of per-task gradients. sides: the actor's and the critic's (name, G [K, K], w [K]), on the CPU."""
-    metrics = {}
+    """What Section 3 measures, items (D1) to (D3). sides: the actor's and the critic's (name, G [K, K], w [K]), on the CPU."""
+    result = {}
     for side, G, w in sides:
         norms = G.diagonal().sqrt()
         cosines, shares = G / norms.outer(norms).clamp_min(1e-60), w * norms
         spread = norms.max() / norms.masked_fill(norms == 0, math.inf).min()  # of those that the value clip leaves a gradient
-        metrics[f"{side}_gradient_norm"], metrics[f"gradients/{side}_log10_norm_spread"] = norms, spread.clamp_min(1).log10()
-        metrics[f"gradients/{side}_mean_cosine"] = (cosines.sum() - cosines.trace()) / max(len(w) * (len(w) - 1), 1)
-        metrics[f"gradients/{side}_top1_share"] = shares.max() / shares.sum().clamp_min(1e-60)
-        metrics[f"gradients/{side}_combined_norm"] = (w @ G @ w).clamp_min(1e-60).sqrt()
-    metrics["gradients/norm_ratio"] = metrics["gradients/critic_combined_norm"] / metrics["gradients/actor_combined_norm"]
-    return metrics
+        result[f"{side}_gradient_norm"], result[f"gradients/{side}_log10_norm_spread"] = norms, spread.clamp_min(1).log10()
+        result[f"gradients/{side}_mean_cosine"] = (cosines.sum() - cosines.trace()) / max(len(w) * (len(w) - 1), 1)
+        result[f"gradients/{side}_top1_share"] = shares.max() / shares.sum().clamp_min(1e-60)
+        result[f"gradients/{side}_combined_norm"] = (w @ G @ w).clamp_min(1e-60).sqrt()
+    return result | {"gradients/norm_ratio": result["gradients/critic_combined_norm"] / result["gradients/actor_combined_norm"]}
 
 
 def main():
@@ -383,8 +384,7 @@ def main():
     actor_own, critic_own = [agent.log_std], [agent.head_weight, agent.head_bias]
     first_collect, global_step, evals = 0, 0, [("step", "task", "episodes", "success_rate", "mean_return")]
     if checkpoint:
-        agent.load_state_dict(checkpoint["agent"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        agent.load_state_dict(checkpoint["agent"]), optimizer.load_state_dict(checkpoint["optimizer"])
         first_collect, global_step, evals = (checkpoint[key] for key in ("collect", "global_step", "evals"))
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -399,6 +399,7 @@ def main():
         import wandb
         wandb.init(name=run_dir.name, config=asdict(args), dir=run_dir, sync_tensorboard=True)
     writer = SummaryWriter(run_dir, purge_step=global_step + bool(checkpoint))
+    writer.add_custom_scalars({"overview": {title: ["Multiline", [tags]] for title, tags in PANELS.items()}})
     writer.add_text("args", "\n".join(["|flag|value|", "|-|-|", *(f"|{k}|{v}|" for k, v in asdict(args).items())]), global_step)
 
     def log(tag, value):  # a number, or K numbers under the tasks' names and their mean
@@ -470,12 +471,11 @@ def main():
             samples = flat_obs, flat_actions, old_logprobs, advantages, returns, old_values
             for index, weight in zip(indices, weights):  # [K, n]; Algorithm C.1, line 6
                 mb_obs, mb_actions, mb_old_logprobs, mb_advantages, mb_returns, mb_old_values = (x[task, index] for x in samples)
-                mb_advantages -= (weight * mb_advantages).sum(1, keepdim=True)  # Section 2: normalised in each task's slice
+                mb_advantages -= (weight * mb_advantages).sum(1, keepdim=True)  # Section 2, Table B.1: normalised task by task
                 mb_advantages /= (weight * mb_advantages**2).sum(1, keepdim=True).sqrt() + 1e-8
                 mean, actor_tape = forward_with_tape(agent.actor, mb_obs)  # [K, n, 4]
                 policy = Normal(mean, agent.log_std[:, None].exp())
-                ratio = (policy.log_prob(mb_actions).sum(-1) - mb_old_logprobs).exp()  # [K, n]
-                entropy = policy.entropy().sum(-1)
+                entropy, ratio = policy.entropy().sum(-1), (policy.log_prob(mb_actions).sum(-1) - mb_old_logprobs).exp()  # [K, n]
                 actor_losses = policy_losses(ratio, mb_advantages, entropy, weight, args)  # [K]; lines 9-12
                 output, critic_tape = forward_with_tape(agent.critic, mb_obs)  # [K, n, 1]
                 mb_values = agent.head_weight[:, None] * output.squeeze(-1) + agent.head_bias[:, None]  # normalised [K, n]
@@ -507,7 +507,7 @@ def main():
                     "losses/policy": actor_losses.mean(), "losses/value": critic_losses.mean(), "losses/entropy": entropy.mean(),
                     "losses/approx_kl": (weight * (ratio - 1 - ratio.log())).sum(1).mean(),
                     "losses/ratio_clip_fraction": (weight * ((ratio - 1).abs() > args.clip_coef)).sum(1).mean(),
-                    "losses/value_clip_fraction": (weight * hit).sum(1).mean(),
+                    "losses/value_clip_fraction": (weight * hit).sum(1).mean(),  # Remark 2
                     **gradient_metrics(("actor", actor_gram, actor_weights), ("critic", critic_gram, critic_weights)),
                 }.items():
                     totals.setdefault(tag, torch.zeros_like(value)).add_(value.detach())  # no list: it would fragment memory

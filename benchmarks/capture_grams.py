@@ -17,7 +17,8 @@ import toppo_mt50  # noqa: E402
 EVERY = 48
 
 if __name__ == "__main__":
-    measure, seen, kept = toppo_mt50.gradient_metrics, 0, {"actor": [], "critic": []}
+    measure, seen = toppo_mt50.gradient_metrics, 0
+    kept: dict[str, list[np.ndarray]] = {"actor": [], "critic": []}
 
     def keep(*sides):
         global seen
@@ -30,5 +31,5 @@ if __name__ == "__main__":
     toppo_mt50.gradient_metrics = keep
     toppo_mt50.main()
     path = ROOT / "results/fairgrad_solver_captured_grams.npz"
-    np.savez_compressed(path, **{side: np.array(grams) for side, grams in kept.items()})
+    np.savez_compressed(path, actor=np.array(kept["actor"]), critic=np.array(kept["critic"]))
     print(f"wrote {path.relative_to(ROOT)}: {len(kept['critic'])} minibatches of {seen}")

@@ -32,7 +32,7 @@ PACKAGES = "torch", "numpy", "metaworld", "mujoco"
 def run(script, flags, run_dir):
     """Returns the seconds of rollout, update and whole collect, and the main process's peak memory in MB."""
     process = subprocess.Popen([sys.executable, script, *flags, "--run-dir", run_dir], cwd=ROOT, stdout=subprocess.DEVNULL)
-    peak = 0
+    peak = 0.0
     while process.poll() is None:  # rusage counts the workers too; VmHWM is this process's, and gone with it
         try:
             lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
@@ -52,15 +52,15 @@ def table(title, num_tasks, tasks, args, further):
     total = args.steps * num_tasks
     flags = [*tasks, "--num-steps", args.steps, "--total-timesteps", total, "--torch-threads", args.threads,
              "--eval-episodes", 1, "--eval-interval", 10**9, "--cuda" if args.device == "cuda" else "--no-cuda"]  # fmt: skip
-    results = {script: [] for script in SCRIPTS}
+    runs: dict[str, list[list[float]]] = {script: [] for script in SCRIPTS}
     for repetition in range(args.repetitions):
         for script in SCRIPTS:
             with tempfile.TemporaryDirectory() as run_dir:
-                results[script].append(run(script, [*map(str, flags), *further], run_dir))
-            rollout, update, whole, memory = results[script][-1]
+                runs[script].append(run(script, [*map(str, flags), *further], run_dir))
+            rollout, update, whole, memory = runs[script][-1]
             print(f"{title}, {repetition + 1}/{args.repetitions}, {script}: rollout {rollout:.1f} s, update {update:.1f} s, "
                   f"collect {whole:.1f} s, {memory:,.0f} MB", file=sys.stderr, flush=True)  # fmt: skip
-    results = {script: np.array(x) for script, x in results.items()}  # [repetitions, 4]
+    results = {script: np.array(x) for script, x in runs.items()}  # [repetitions, 4]
     lines = [f"## {title}: {total:,} steps", "", "| | rollout, s | update, s | whole collect, s | peak memory, MB |",
              "|---|---|---|---|---|"]  # fmt: skip
     for script in SCRIPTS:

@@ -16,7 +16,9 @@ import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads cost more than they save at these sizes; the same for every column
 
@@ -33,7 +35,7 @@ from fairgrad_solver import solve_fairgrad  # noqa: E402
 CAPTURED = ROOT / "results" / "fairgrad_solver_captured_grams.npz"
 REPORT = ROOT / "results" / "fairgrad_solver.md"
 
-# The y-Newton of Algorithm C.2. The paper's values are not recoverable from its text; these are ours.
+# The y-Newton of Algorithm C.2. The paper's values (Table B.1) are not recoverable from its text; these are ours.
 Y_NEWTON_TOLERANCE = 1e-8  # on the un-normalised residual norm
 Y_NEWTON_MAX_ITERATIONS = 50
 Y_CAP = 50.0
@@ -81,7 +83,7 @@ def y_newton(gram, alpha=1.0, warm=True):
     for iteration in range(Y_NEWTON_MAX_ITERATIONS):
         if norm <= Y_NEWTON_TOLERANCE:
             return w, iteration, False
-        jacobian = gram * w  # Eq. (C.4)
+        jacobian = gram * w  # Eqs. (C.4) and (C.5)
         jacobian.flat[:: len(w) + 1] += beta * target
         try:
             step = np.linalg.solve(jacobian, -residual)
@@ -112,13 +114,14 @@ def ours(gram):
     return result.weights, result.iterations, result.used_scipy_fallback
 
 
-COLUMNS = {
+Solver = Callable[..., tuple[np.ndarray, int | None, bool]]
+COLUMNS: dict[str, Solver] = {
     "scipy (FairGrad)": scipy_fairgrad,
     "SGD (FairGrad RL)": sgd_fairgrad,
     "y-Newton cold": y_newton_cold,
     "y-Newton warm": y_newton,
 }
-BASELINE, OURS = "scipy (FairGrad)", "ours"
+BASELINE, OURS, NASH_MTL = "scipy (FairGrad)", "ours", "torchjd Nash-MTL"
 
 
 def add_torchjd_columns():
@@ -129,7 +132,7 @@ def add_torchjd_columns():
         return
     fairgrad = FairGradWeighting(alpha=1.0)
     COLUMNS["torchjd FairGrad"] = lambda gram: (fairgrad(torch.from_numpy(gram)).numpy(), None, False)
-    nash = {}
+    nash: dict[int, Any] = {}  # by K
     try:
         NashMTL(10)
     except ImportError:
@@ -142,8 +145,7 @@ def add_torchjd_columns():
         w = weighting(rows).numpy()
         return w * np.sqrt(len(gram) / (w @ gram @ w)), None, False  # it divides by the Gram's norm; put ||d|| = sqrt(K) back
 
-    torchjd_nash_mtl.takes_rows = True
-    COLUMNS["torchjd Nash-MTL"] = torchjd_nash_mtl
+    COLUMNS[NASH_MTL] = torchjd_nash_mtl
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,15 +192,16 @@ def kkt_residual(gram, w):
 def measure(grams, rounds, budget):
     """Per column: median milliseconds over all calls, worst and median residual, median iterations, give-ups. Columns take turns
     on each Gram; a column's first call in a cell is discarded, and one that has used `budget` seconds ends with round one."""
-    times, residuals = {c: [] for c in COLUMNS}, {c: [] for c in COLUMNS}
-    iterations, gave_up = {c: [] for c in COLUMNS}, Counter()
-    spent, repeats, warm = Counter(), {}, set()
+    times: dict[str, list[float]] = {c: [] for c in COLUMNS}
+    residuals: dict[str, list[float]] = {c: [] for c in COLUMNS}
+    iterations: dict[str, list[Any]] = {c: [] for c in COLUMNS}  # None where a column has none
+    gave_up, spent, repeats, warm = dict.fromkeys(COLUMNS, 0), dict.fromkeys(COLUMNS, 0.0), {}, set()
     for round_ in range(rounds):
         for gram in grams:
             eigenvalues, vectors = np.linalg.eigh(gram)
             rows = torch.from_numpy(vectors * np.sqrt(np.maximum(eigenvalues, 0.0)))  # some J with this Gram
             for column, solver in COLUMNS.items():
-                arguments = (gram, rows) if hasattr(solver, "takes_rows") else (gram,)
+                arguments = (gram, rows) if column == NASH_MTL else (gram,)
                 if column not in warm:
                     warm.add(column)
                     start = time.process_time()
@@ -222,12 +225,12 @@ def measure(grams, rounds, budget):
                     gave_up[column] += bool(failed)
     table = {}
     for column in COLUMNS:
-        steps = iterations[column]
+        counts = iterations[column]
         table[column] = (
             float(np.median(times[column])),
             max(residuals[column]),
             float(np.median(residuals[column])),
-            None if steps[0] is None else float(np.median(steps)),
+            None if counts[0] is None else float(np.median(counts)),
             gave_up[column],
         )
     return table

@@ -109,8 +109,8 @@ def vmap_of_grad(p):
 
     gradients = vmap(grad(loss, argnums=(0, 1, 2)), in_dims=(None, 0, 0, 0, 0, 0, 0))
     parameters = {name: x.detach() for name, x in p.agent.critic.named_parameters()}
-    own = (x.detach() for x in p.own)
-    shared, *own = gradients(parameters, *own, p.obs, p.old_values, p.returns, p.weight)
+    head_weight, head_bias = (x.detach() for x in p.own)
+    shared, *own = gradients(parameters, head_weight, head_bias, p.obs, p.old_values, p.returns, p.weight)
     return list(shared.values()), own
 
 
@@ -164,7 +164,7 @@ def measure(p, names, repetitions):
             began = now(p)
             run()
             runs.append((name, run, max(1, int(0.2 / (now(p) - began)))))  # short ones several times in a row
-    seconds = {name: [] for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(repetitions):
         for name, run, calls in runs:
             began = now(p)
@@ -273,14 +273,14 @@ def benchmark_lines(benchmark, args):
     lines.append("| to the limit | " + " | ".join(f"{t:.2f}×" for t in np.median(stage_seconds / limit, axis=0)) + " |")
     if args.device == "cpu":
         lines += ["", "| | with mallopt, ms | without, ms | without / with |", "|---|---|---|---|"]
-        with_and_without = [[], []]  # of each round {name: [repetitions, 2]}
+        with_and_without: tuple[list[dict], list[dict]] = [], []  # of each round {name: [repetitions, 2]}
         for _ in range(min(args.repetitions, 3)):
             for times, env in zip(with_and_without, ({}, {"WITHOUT_MALLOPT": "1"})):
                 times.append(child_times(benchmark, args, env))
         for name in PLAIN, OURS:
             kept, freed = (np.median([np.array(t[name])[:, 1] for t in times], axis=1) for times in with_and_without)
-            cells = f"{1e3 * np.median(kept):.1f} | {1e3 * np.median(freed):.1f} | {np.median(freed / kept):.2f}×"
-            lines.append(f"| {name} | {cells} |")
+            both = f"{1e3 * np.median(kept):.1f} | {1e3 * np.median(freed):.1f}"
+            lines.append(f"| {name} | {both} | {np.median(freed / kept):.2f}× |")
     return [*lines, ""]
 
 

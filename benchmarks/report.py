@@ -4,6 +4,8 @@ import os
 import platform
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Iterable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import torch
 
 
-def header(title, packages, threads=0, device="cpu"):
+def header(title: str, packages: Iterable[str], threads: int = 0, device: str = "cpu") -> list[str]:
     """The first lines of a page. packages: names of those whose versions matter; threads: PyTorch's, 0: its default."""
     cpu = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), platform.processor())
     gpu = torch.cuda.get_device_name() if device == "cuda" else "no GPU"
@@ -26,7 +28,7 @@ def header(title, packages, threads=0, device="cpu"):
     ]
 
 
-def write(lines, args):
+def write(lines: list[str], args: Namespace) -> None:
     """Prints the page and, but for --no-write, writes it to --out."""
     print("\n".join(lines))
     if not args.no_write:

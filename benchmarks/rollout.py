@@ -32,7 +32,7 @@ from report import header, write  # noqa: E402
 
 REPORT = ROOT / "results" / "bench_rollout.md"
 EPISODE_STEPS, HIDDEN_SIZES = vanilla_mtppo.EPISODE_STEPS, vanilla_mtppo.Args.hidden_sizes
-CORES = os.cpu_count()
+CORES = os.cpu_count() or 1
 ASYNC, LIMIT = "make_vec, async", "limit: MuJoCo alone"
 PACKAGES = "torch", "numpy", "metaworld", "mujoco", "gymnasium", "envpool"
 
@@ -122,6 +122,7 @@ def measure(benchmark, args):
     options = dict(use_one_hot=True, seed=args.seed, num_goals=args.goals)
     vectors = {s: gymnasium.make_vec(f"Meta-World/{benchmark}", vector_strategy=s, **options) for s in ("sync", "async")}
     rows = [(f"make_vec, {s}", vector_rollout(envs, len(names)), args.steps) for s, envs in vectors.items()]  # name, play, steps
+    assert isinstance(vectors["sync"], gymnasium.vector.SyncVectorEnv)  # whose environments are in this process
     limit = LIMIT, mujoco_alone([env.unwrapped for env in vectors["sync"].envs], args.seed), args.steps
     scripts = {"ours": (vanilla_mtppo, args.steps), "EnvPool": (None, args.envpool_steps)}
     if find_spec("envpool") and (ROOT / "ablations/vanilla_envpool.py").exists():
@@ -132,7 +133,7 @@ def measure(benchmark, args):
             rows.append((f"{name}, {n} a task", play, max(steps, EPISODE_STEPS * n)))
     rows.append(limit)
 
-    rates = {name: [] for name, _, _ in rows}
+    rates: dict[str, list[float]] = {name: [] for name, _, _ in rows}
     for repetition in range(args.repetitions):
         for name, play, steps in rows:
             if play:
@@ -145,8 +146,10 @@ def measure(benchmark, args):
 
     lines = [f"## {benchmark}", "", "| | steps per task | steps/s | to async | share of the limit |", "|---|---|---|---|---|"]
     for name, play, steps in rows:
-        to_async, share = (np.median(np.divide(rates[name], rates[other])) if play else None for other in (ASYNC, LIMIT))
-        cells = f"{np.median(rates[name]):,.0f} | {to_async:.2f}× | {100 * share:.0f} %" if play else "not installed | | "
+        cells = "not installed | | "
+        if play:
+            to_async, share = (np.median(np.divide(rates[name], rates[other])) for other in (ASYNC, LIMIT))
+            cells = f"{np.median(rates[name]):,.0f} | {to_async:.2f}× | {100 * share:.0f} %"
         lines.append(f"| {name} | {steps:,} | {cells} |")
     return [*lines, ""]
 

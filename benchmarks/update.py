@@ -111,8 +111,7 @@ def minibatch_step(s, index, weight, mark=lambda *stage: None):
     mb_advantages /= (weight * mb_advantages**2).sum(1, keepdim=True).sqrt() + 1e-8
     mean, actor_tape = script.forward_with_tape(agent.actor, mb_obs)
     policy = Normal(mean, agent.log_std[:, None].exp())
-    ratio = (policy.log_prob(mb_actions).sum(-1) - mb_old_logprobs).exp()
-    entropy = policy.entropy().sum(-1)
+    entropy, ratio = policy.entropy().sum(-1), (policy.log_prob(mb_actions).sum(-1) - mb_old_logprobs).exp()  # [K, n]
     actor_losses = script.policy_losses(ratio, mb_advantages, entropy, weight, args)
     mark("forward, losses", "actor")
     output, critic_tape = script.forward_with_tape(agent.critic, mb_obs)
@@ -194,7 +193,7 @@ def now(s):
 
 def seconds_of(runs, s, repetitions):
     """runs: {name: function}, which take turns after a first call each. Returns {name: [repetitions]}."""
-    seconds = {name: [] for name in runs}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repetition in range(-1, repetitions):
         for name, run in runs.items():
             began = now(s)
@@ -261,7 +260,7 @@ def benchmark_lines(benchmark, args):
         "vanilla": steps(vanilla, minibatch_step),
         "plain PPO": steps(plain, plain_step),
     }, s, args.repetitions)  # fmt: skip
-    stages = {}  # name: {side: seconds}
+    stages: dict[str, dict[str, list[float]]] = {}  # name: {side: seconds}
     for _ in range(args.repetitions):
         last = now(s)
 

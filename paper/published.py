@@ -46,7 +46,7 @@ BEST_STEP = {
 }
 
 
-def published(numbers, script, task_set, reward):
+def published(numbers: dict[tuple[str, str, str], float], script: str, task_set: str, reward: str) -> str:
     """The cell for the paper's value: with its steps, so that nobody takes a shorter run of ours for the same thing."""
     value = numbers.get((script, task_set, reward))
     return f"{value} at {BUDGET[task_set]} M" if value else "–"

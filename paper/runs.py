@@ -8,15 +8,19 @@ import json
 import math
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import matplotlib
 import numpy as np
 import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -41,6 +45,10 @@ FREE = {"script", "seed", "run_dir", "resume", "total_timesteps", "eval_interval
         "num_envs_per_task", "track", "dump_gradients_every", "benchmark", "tasks"}  # fmt: skip
 
 
+Array = NDArray[np.float64]
+Key = tuple[str, str, int]  # task set, reward, step
+
+
 class Missing(Exception):
     """What the given runs lack for a table or figure, and the command that makes it."""
 
@@ -49,12 +57,12 @@ class Run(NamedTuple):
     path: Path
     script: str
     seed: int
-    args: dict
+    args: dict[str, Any]
     tasks: tuple[str, ...]  # by name
     task_set: str  # "MT10" or the tasks' names
     reward: str  # "v1" or "v2"
-    steps: np.ndarray  # [C], of the evaluations
-    success: np.ndarray  # [C, K], success rates
+    steps: NDArray[np.int64]  # [C], of the evaluations
+    success: Array  # [C, K], success rates
 
 
 class Seeds(NamedTuple):
@@ -62,23 +70,26 @@ class Seeds(NamedTuple):
 
     script: str
     runs: list[Run]
-    steps: np.ndarray  # [C], of the evaluations that all runs have
-    success: np.ndarray  # [n, C, K]
+    steps: NDArray[np.int64]  # [C], of the evaluations that all runs have
+    success: Array  # [n, C, K]
 
 
 class Dump(NamedTuple):
     """A gradient dump. Of the gradients themselves only inner products matter here: the critic's G [K, K] in fp64."""
 
     step: int
-    critic_gram: np.ndarray
-    sigma: np.ndarray | None  # [K], PopArt's
+    critic_gram: Array
+    sigma: Array | None  # [K], PopArt's
 
 
-def read_run(path):
+Items = dict[str, Callable[[list[Run]], tuple[str, list[str], Figure | None]]]  # title, Markdown lines, figure
+
+
+def read_run(path: Path) -> Run:
     args = json.loads((path / "args.json").read_text())
     if args["script"] not in METHODS:
         raise Missing(f"{path}: a run of {args['script']}.py, which is none of the repository's scripts")
-    rates = defaultdict(dict)
+    rates: dict[int, dict[str, float]] = defaultdict(dict)
     if (path / "evals.csv").exists():
         with open(path / "evals.csv", newline="") as file:
             for row in csv.DictReader(file):
@@ -94,7 +105,7 @@ def read_run(path):
     return Run(path, args["script"], args["seed"], args, tasks, task_set, reward, np.array(steps), success)
 
 
-def run_directories(paths):
+def run_directories(paths: Iterable[str | Path]) -> list[Path]:
     """The run directories among paths, and those inside a path that is none."""
     found = []
     for path in map(Path, paths):
@@ -105,10 +116,11 @@ def run_directories(paths):
     return found
 
 
-def load_runs(paths):
+def load_runs(paths: Iterable[str | Path]) -> list[Run]:
     """Run directories, or folders of them, as Runs: by method, as in the paper's tables, and seed."""
     found = [read_run(path) for path in run_directories(paths)]
-    runs, seen = sorted(found, key=lambda run: ([*METHODS].index(run.script), run.seed)), {}
+    runs = sorted(found, key=lambda run: ([*METHODS].index(run.script), run.seed))
+    seen: dict[tuple[str | int, ...], Run] = {}
     for run in runs:
         key = run.task_set, run.reward
         same, first = seen.setdefault((*key, run.script, run.seed), run), seen.setdefault(key, run)
@@ -122,11 +134,13 @@ def load_runs(paths):
     return runs
 
 
-def groups(runs, reward=None, task_set=None, scripts=None):
+def groups(
+    runs: list[Run], reward: str | None = None, task_set: str | None = None, scripts: Sequence[str] | None = None
+) -> dict[Key, dict[str, Seeds]]:
     """{(task set, reward, step): {script: Seeds}} of the runs that match, MT10 before MT50 before others. Methods are compared at
     equal steps: where some runs end before others, there is a group for each end, at the last step up to there at which the most
     of the runs that get so far were evaluated. Of scripts to be compared, one alone is a group only if there is no other."""
-    found = defaultdict(lambda: defaultdict(list))
+    found: dict[Key, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     matching = [run for run in runs if reward in (None, run.reward) and task_set in (None, run.task_set)
                 and run.script in (scripts or METHODS)]  # fmt: skip
     for name in {run.task_set for run in matching}:
@@ -148,7 +162,7 @@ def groups(runs, reward=None, task_set=None, scripts=None):
     return {key: {script: up_to(key[2], members) for script, members in found[key].items()} for key in order}
 
 
-def up_to(step, runs):
+def up_to(step: int, runs: list[Run]) -> Seeds:
     steps = np.array(sorted(set.intersection(*(set(run.steps[run.steps <= step].tolist()) for run in runs))))
     return Seeds(runs[0].script, runs, steps, np.stack([run.success[np.isin(run.steps, steps)] for run in runs]))
 
@@ -156,37 +170,37 @@ def up_to(step, runs):
 # Statistics. Success is [n, C, K]: seeds, checkpoints, tasks; rates are in percent only where they are printed.
 
 
-def worst(rates, k):
+def worst(rates: Array, k: int | None) -> Array:
     """Mean of the k lowest success rates, of all with k = None. rates [..., K]. Returns [...]."""
     return np.sort(rates, axis=-1)[..., :k].mean(-1)
 
 
-def tail_size(num_tasks):
+def tail_size(num_tasks: int) -> int:
     """k of the worst-k where a table has room for one: the paper's 10 where that is a part of the tasks, else 3, else 1."""
     return next(k for k in (10, 3, 1) if k < num_tasks or k == 1)
 
 
-def best(success):
+def best(success: Array) -> Array:
     """Each seed's highest mean success over its checkpoints. Returns [n]."""
     return success.mean(-1).max(1)
 
 
-def peak(success):
+def peak(success: Array) -> float:
     """The highest point of the seeds' mean curve."""
     return success.mean((0, 2)).max()
 
 
-def final(success):
+def final(success: Array) -> Array:
     """Each seed's mean success at the last checkpoint. Returns [n]."""
     return success[:, -1].mean(-1)
 
 
-def late(success):
+def late(success: Array) -> Array:
     """Each seed's mean success over the last tenth of its checkpoints, rounded, at least one (our choice). Returns [n]."""
     return success[:, -max(1, round(success.shape[1] / 10)) :].mean((1, 2))
 
 
-def iqm(success):
+def iqm(success: Array) -> tuple[float, Array | None, float | None]:
     """rliable's interquartile mean of the last checkpoint over seeds and tasks, its 95% stratified bootstrap interval and the
     std over seeds of each seed's own IQM; the last two None for a single seed."""
     from rliable import library, metrics  # imports pandas and more, which only this needs
@@ -203,31 +217,31 @@ def iqm(success):
 # Markdown.
 
 
-def percent(values):
+def percent(values: ArrayLike) -> str:
     """Mean ± sample std over seeds in percent, the mean alone for a single seed. values [n] or one number."""
     values = 100 * np.atleast_1d(values)
     return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
-def millions(steps):
+def millions(steps: float) -> str:
     return f"{steps / 1e6:.3g} M"
 
 
-def seed_counts(methods):
+def seed_counts(methods: dict[str, Seeds]) -> str:
     """The seeds in words: n = 2, or n = 1 to 3 where the methods {script: Seeds} have different numbers of them."""
     counts = sorted({len(seeds.runs) for seeds in methods.values()})
     return f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
 
 
-def where(task_set, reward, step):
+def where(task_set: str, reward: str, step: int) -> str:
     return f"{task_set}, {reward.upper()}, {millions(step)} steps"
 
 
-def table(header, rows):
+def table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> list[str]:
     return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(map(str, row))} |" for row in rows), ""]
 
 
-def heading(key, methods):
+def heading(key: Key, methods: dict[str, Seeds]) -> list[str]:
     """A section's title, and what its numbers rest on where that is less than the paper's. methods {script: Seeds}."""
     num_tasks = len(next(iter(methods.values())).runs[0].tasks)
     budget = f" of the paper's {2 * num_tasks} M" if key[0] in ("MT10", "MT50") and key[2] < 2e6 * num_tasks else ""
@@ -237,7 +251,7 @@ def heading(key, methods):
     return lines + ([f"Few seeds, {seed_counts(methods)}; the paper has 10.", ""] if most < 10 else [])
 
 
-def row_start(seeds):
+def row_start(seeds: Seeds) -> list[str | int]:
     """The cells that a row over seeds begins with."""
     return [METHODS[seeds.script], len(seeds.runs)]
 
@@ -250,9 +264,10 @@ STATISTICS = "Mean ± sample std over n seeds; a single seed has no std."
 
 
 @cache
-def scalars(path):
+def scalars(path: Path) -> dict[str, tuple[NDArray[np.int64], Array]]:
     """All that a run logged, from its TensorBoard events or else its scalars.csv: {tag: (steps [C], values [C])}."""
-    rows = defaultdict(dict)  # {tag: {step: value}}; of a collect redone after a kill, the later value
+    # {tag: {step: value}}; of a collect redone after a kill, the later value
+    rows: dict[str, dict[int, float]] = defaultdict(dict)
     if any(path.glob("events.out.tfevents*")):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -270,7 +285,7 @@ def scalars(path):
     return {tag: (np.array(sorted(rows[tag])), np.array([rows[tag][step] for step in sorted(rows[tag])])) for tag in rows}
 
 
-def logged(seeds, tag):
+def logged(seeds: Seeds, tag: str) -> tuple[NDArray[np.int64], Array]:
     """A tag's curves up to the Seeds' last evaluation, at the steps that all runs have. Returns steps [C], values [n, C]."""
     absent = [run.path for run in seeds.runs if tag not in scalars(run.path)]
     if absent:
@@ -281,14 +296,14 @@ def logged(seeds, tag):
     return steps, np.stack([values[np.isin(s, steps)] for s, values in series])
 
 
-def gram(gradients):
+def gram(gradients: NDArray[np.floating]) -> Array:
     """G = J J^T in fp64 of J = gradients [K, D], in blocks of columns to bound memory. Returns [K, K]."""
     blocks = (gradients[:, i : i + (1 << 16)].astype(np.float64) for i in range(0, gradients.shape[1], 1 << 16))
-    return sum(block @ block.T for block in blocks)
+    return sum((block @ block.T for block in blocks), start=np.zeros((len(gradients), len(gradients))))
 
 
 @cache
-def read_dump(file):
+def read_dump(file: Path) -> Dump:
     """A dump as a training script wrote it, or its summary by compact.py."""
     try:
         with np.load(file, allow_pickle=False) as x:
@@ -298,11 +313,11 @@ def read_dump(file):
         raise Missing(f"{file}: no gradient dump as --dump-gradients-every N writes it ({error}); delete it") from error
 
 
-def dump_files(run):
+def dump_files(run: Run) -> list[Path]:
     return sorted(run.path.glob("gradients/collect_*.npz"))
 
 
-def first_with_dumps(runs, scripts, what):
+def first_with_dumps(runs: list[Run], scripts: Sequence[str], what: str) -> Run:
     """The first run with gradient dumps of the first of scripts that has one; what says for what, if there is none."""
     for script in scripts:
         for run in runs:
@@ -313,24 +328,24 @@ def first_with_dumps(runs, scripts, what):
     raise Missing(f"no gradient dumps for {what}, of {names}; make some: {command}")
 
 
-def early_middle_late(files):
+def early_middle_late(files: list[Path]) -> dict[str, Path]:
     """{"early": first, "middle": .., "late": last} of files; fewer where there are fewer than three."""
     names = {1: ["only"], 2: ["early", "late"]}.get(len(files), ["early", "middle", "late"])
     return {name: files[i] for name, i in zip(names, np.linspace(0, len(files) - 1, len(names)).astype(int))}
 
 
-def cosines(G):
+def cosines(G: Array) -> Array:
     """Cosines of all pairs of gradients; nan where one is zero. G [K, K]."""
     norms = np.sqrt(G.diagonal())
     with np.errstate(invalid="ignore", divide="ignore"):
         return G / np.outer(norms, norms)
 
 
-def mean_off_diagonal(matrix):
-    return np.nanmean(matrix[~np.eye(len(matrix), dtype=bool)])
+def mean_off_diagonal(matrix: Array) -> float:
+    return float(np.nanmean(matrix[~np.eye(len(matrix), dtype=bool)]))
 
 
-def norm_spread(G):
+def norm_spread(G: Array) -> float:
     """Largest over smallest norm of the gradients that are not zero."""
     norms = np.sqrt(G.diagonal()[G.diagonal() > 0])
     return norms.max() / norms.min()
@@ -339,7 +354,9 @@ def norm_spread(G):
 # Figures.
 
 
-def plot_band(axis, steps, values, script, label=None, **style):
+def plot_band(
+    axis: Axes, steps: NDArray[np.int64], values: Array, script: str, label: str | None = None, **style: Any
+) -> None:
     """A mean curve over seeds with a band of one sample std; no band from one seed. values [n, C]."""
     style = {"color": COLORS[script], "linestyle": DASHES[script], "linewidth": 1.6, **style}
     marker = "o" if len(steps) <= 30 else None
@@ -350,7 +367,7 @@ def plot_band(axis, steps, values, script, label=None, **style):
         axis.fill_between(steps / 1e6, mean - std, mean + std, color=line.get_color(), alpha=0.18, linewidth=0)
 
 
-def grid(rows, columns, width=4.2, height=3.1):
+def grid(rows: int, columns: int, width: float = 4.2, height: float = 3.1) -> tuple[Figure, NDArray[np.object_]]:
     """A figure and its axes [rows, columns] with light grid lines."""
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained")
     for axis in axes.flat:
@@ -358,7 +375,7 @@ def grid(rows, columns, width=4.2, height=3.1):
     return figure, axes
 
 
-def tiles(count, columns, width, height):
+def tiles(count: int, columns: int, width: float, height: float) -> tuple[Figure, NDArray[np.object_]]:
     """A figure and count axes, in rows of at most columns."""
     columns = min(columns, count)
     figure, axes = grid(math.ceil(count / columns), columns, width, height)
@@ -367,9 +384,9 @@ def tiles(count, columns, width, height):
     return figure, axes.flat[:count]
 
 
-def legend_below(figure):
+def legend_below(figure: Figure) -> None:
     """One legend for the labelled lines of all axes."""
-    lines = {line.get_label(): line for axis in figure.axes for line in axis.lines if not line.get_label().startswith("_")}
+    lines = {name: line for axis in figure.axes for line in axis.lines if not (name := str(line.get_label())).startswith("_")}
     figure.legend([*lines.values()], [*lines], loc="outside lower center", ncols=min(3, len(lines)), frameon=False, fontsize=9)
 
 
@@ -384,9 +401,9 @@ class Args:
     """folder that the Markdown and PNG files go to"""
 
 
-def produce(items, runs, out):
+def produce(items: Items, runs: list[Run], out: Path) -> dict[str, tuple[str, list[str]] | Missing]:
     """Writes out/NAME.md and NAME.png for items {name: function of the runs}. Returns {name: (title, lines) or a Missing}."""
-    made = {}
+    made: dict[str, tuple[str, list[str]] | Missing] = {}
     for name, function in items.items():
         try:
             title, lines, figure = function(runs)
@@ -403,7 +420,7 @@ def produce(items, runs, out):
     return made
 
 
-def main(doc, items):
+def main(doc: str, items: Items) -> None:
     args = tyro.cli(Args, description=doc)
     try:
         made = produce(items, load_runs(args.runs), args.out)

@@ -18,7 +18,7 @@ NOTE = (
 def cells(seeds):
     """The IQM with its std, and the interval."""
     value, interval, std = r.iqm(seeds.success)
-    if interval is None:
+    if interval is None or std is None:
         return [f"{100 * value:.1f}", "–"]
     return [f"{100 * value:.1f} ± {100 * std:.1f}", f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"]
 

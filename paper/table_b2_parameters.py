@@ -2,7 +2,7 @@
 
     python paper/table_b2_parameters.py --out results/paper
 
-Writes table_b2.md. Needs no runs.
+Writes table_b2.md. Needs no runs. What counts is Section B.3's convention.
 """
 
 from importlib import import_module

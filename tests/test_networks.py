@@ -4,7 +4,7 @@ import pytest
 import torch
 from scripts import MODULES, WITH_LAYER_NORM
 
-COUNTS = {  # MT10, MT50: paper, Table B.2 and SPEC section 2
+COUNTS = {  # MT10, MT50: paper, Table B.2; exact by Section B.3's convention
     "vanilla_mtppo.py": (683_645, 715_805),
     "ablations/ln.py": (684_845, 717_005),
     "ablations/ln_popart.py": (684_865, 717_105),

@@ -383,3 +383,31 @@ def test_evals_csv_is_what_the_scripts_write(tmp_path):
     path = write_run(tmp_path / "run", "ln", 1, {0: 0})
     header = next(csv.reader(open(path / "evals.csv")))
     assert repr(tuple(header))[1:-1].replace("'", '"') in (ROOT / "toppo_mt50.py").read_text()
+
+
+def choice_run(path, script, seed, success, train, variance):
+    scalars = {"train_success/mean": {100_000: 0.0, **train}, "explained_variance/mean": dict.fromkeys(train, variance)}
+    return write_run(path, script, seed, {0: 0, **success}, scalars)
+
+
+def test_choices(tmp_path):
+    """Compared at 500,000 steps, the last that all of a choice's runs have: worst three of RAMP 20, of HALVES 30."""
+    base, choices, page = tmp_path / "base", tmp_path / "choices", tmp_path / "docs" / "choices.md"
+    for seed, rates in (1, RAMP), (2, HALVES):
+        choice_run(base / f"toppo{seed}", "toppo_mt50", seed, {500_000: rates, 1_000_000: 1}, {500_000: 0.25, 900_000: 1}, 0.5)
+    choice_run(base / "vanilla", "vanilla_mtppo", 1, {500_000: 0.1}, {500_000: 0.2}, 0.125)
+    choice_run(choices / "log_std_-1.0__toppo_mt50__1", "toppo_mt50", 1, {500_000: 0.4}, {500_000: 0.375}, 0.75)
+    choice_run(choices / "no_clip_vloss__vanilla_mtppo__1", "vanilla_mtppo", 1, {500_000: 0.3}, {500_000: 0.5}, 0.25)
+    (choices / "choices_note.md").write_text("So we keep 0.\n")
+    page.parent.mkdir()
+    command = [sys.executable, "paper/choices.py", base, "--choices", choices, "--page", page]
+    process = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    lines = page.read_text().splitlines()
+    assert cells(lines, "log-std start, TOPPO") == ["0 (default)", "1, 2", "0.5 M", "57.5 (55.0, 60.0)", "25.0 (20.0, 30.0)",
+                                                    "25.0 (25.0, 25.0)", "50.0 (50.0, 50.0)"]  # fmt: skip
+    assert "|  | -1 | 1 | 0.5 M | 40.0 | 40.0 | 37.5 | 75.0 |" in lines
+    assert cells(lines, "value clip, vanilla") == ["on (default)", "1", "0.5 M", "10.0", "10.0", "20.0", "12.5"]
+    assert "|  | off | 1 | 0.5 M | 30.0 | 30.0 | 50.0 | 25.0 |" in lines
+    assert "![curves](../choices/choices.png)" in lines and lines[-1] == "So we keep 0."
+    assert (choices / "choices.png").read_bytes()[:4] == b"\x89PNG"

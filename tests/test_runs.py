@@ -3,11 +3,14 @@
 import csv
 import json
 import os
+import re
 
 import numpy as np
 import pytest
 import torch
 from scripts import MODULES, PATHS, ROOT, run, scalars
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 TASKS = ["reach-v3", "drawer-close-v3", "push-v3"]
 SMALL = ["--tasks", *TASKS, "--num-steps", "500", "--update-epochs", "2", "--num-minibatches", "4", "--eval-episodes", "1",
@@ -16,6 +19,16 @@ SMALL = ["--tasks", *TASKS, "--num-steps", "500", "--update-epochs", "2", "--num
 
 def load(run_dir):
     return torch.load(run_dir / "checkpoint.pt", weights_only=True)
+
+
+def tensorboard_layout(run_dir):
+    """What TensorBoard's tab "custom scalars" opens with: {panel: regular expression of the tags in it}."""
+    events = EventAccumulator(str(run_dir))
+    events.Reload()
+    (event,) = events.Tensors("custom_scalars__config__")
+    (category,) = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
+    assert [chart.title for chart in category.chart] == ["success", "tails", "critic health", "speed"]
+    return {chart.title: "|".join(chart.multiline.tag) for chart in category.chart}
 
 
 def check_dump(run_dir, path):
@@ -60,6 +73,8 @@ def test_trains_logs_evaluates_and_resumes(path, tmp_path):
     assert (checkpoint["collect"], checkpoint["global_step"]) == (2, 3000)
 
     logged = scalars(run_dir)
+    for title, tags in tensorboard_layout(run_dir).items():
+        assert any(re.match(tags, tag) for tag in [*logged, "speed/all_steps_per_second"]), title
     expected = """eval_success/mean eval_success/push-v3 eval/success_worst_1 eval/success_worst_3 train_success/mean
         train_return/mean explained_variance/mean explained_variance/push-v3 losses/policy losses/value losses/entropy
         losses/approx_kl losses/ratio_clip_fraction losses/value_clip_fraction gradients/actor_mean_cosine

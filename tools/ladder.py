@@ -12,9 +12,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import tyro
 
@@ -127,11 +128,11 @@ RUNGS = {
 }
 
 
-def fail(message):
+def fail(message: str) -> NoReturn:
     sys.exit(f"ladder: error: {message}")
 
 
-def scripts():
+def scripts() -> list[str]:
     """The scripts of RUNGS that there are, in its order."""
     for script in RUNGS:
         if not (ROOT / script).exists():
@@ -139,37 +140,38 @@ def scripts():
     return [script for script in RUNGS if (ROOT / script).exists()]
 
 
-def edges():
+def edges() -> list[tuple[str, str, Rung]]:
     there = scripts()
-    return [(rung.parent, script, rung) for script, rung in RUNGS.items() if {rung.parent, script} <= set(there)]
+    return [(rung.parent, script, rung) for script, rung in RUNGS.items() if rung.parent in there and script in there]
 
 
-def lines_of(script):
+def lines_of(script: str) -> list[str]:
     return (ROOT / script).read_text().splitlines()
 
 
-def tree():
+def tree() -> None:
     """Prints which script is which other one plus what."""
     print("\n".join(family(ROOT_SCRIPT)))
 
 
-def family(script, indent=""):
+def family(script: str, indent: str = "") -> Iterator[str]:
     yield f"{indent + script:46} {'' if RUNGS[script].parent is None else '+ '}{RUNGS[script].adds}  [{RUNGS[script].section}]"
     for child in (c for c, rung in RUNGS.items() if rung.parent == script):
         yield from family(child, indent + "  ")
 
 
-def parts(lines):
+def parts(lines: list[str]) -> dict[str, list[str]]:
     """Cuts a script into functions, methods, fields and top-level statements by name. Every line is in one of them, comments and
     blank lines in the part that they stand before. Returns {name: lines}."""
-    result, start, name = {}, 0, None
+    result: dict[str, list[str]] = {}
+    start = 0
 
-    def cut(name, end):
+    def cut(name: str, end: int) -> None:
         nonlocal start
         result[name] = result.get(name, []) + lines[start:end]
         start = end
 
-    def name_of(node, documented):
+    def name_of(node: ast.stmt, documented: str) -> str:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             return documented
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -184,14 +186,14 @@ def parts(lines):
             cut(name, node.lineno)
             member = name
             for child in node.body:
-                named = name_of(child, None)
+                named = name_of(child, "")
                 member = f"{name}.{named}" if named else member
-                cut(member, child.end_lineno)
-        cut(name, node.end_lineno)
+                cut(member, child.end_lineno or child.lineno)
+        cut(name, node.end_lineno or node.lineno)
     return result
 
 
-def changed_lines(a, b):
+def changed_lines(a: list[str], b: list[str]) -> tuple[list[str], int]:
     """Of two lists of lines. Returns the changed lines as diff prints them, and the number of hunks."""
     with tempfile.TemporaryDirectory() as folder:
         for name, lines in ("a", a), ("b", b):
@@ -200,9 +202,10 @@ def changed_lines(a, b):
     return [line for line in printed if line[0] in "<>"], sum(line[0].isdigit() for line in printed)
 
 
-def check():
+def check() -> None:
     """Compares every script with its parent: budget of changed lines, places that differ, the same change wherever it is made."""
-    violations, changes = [], {}
+    violations: list[str] = []
+    changes: dict[str, tuple[str, list[str]]] = {}
     print(f"{'script':46} {'parent':32} hunks  changed lines  budget")
     for parent, script, rung in edges():
         before, after = parts(lines_of(parent)), parts(lines_of(script))
@@ -217,18 +220,21 @@ def check():
                        for name in sorted(differ - places)]
         violations += [f"{script}: {name} is {parent}'s, expected to differ: edit the script, or take it out of RUNGS"
                        for name in sorted(places - differ)]
-        before, after = (sum((x for name, x in p.items() if name != "docstring"), []) for p in (before, after))
-        first, lines = changes.setdefault(rung.adds, (script, changed_lines(before, after)[0]))
-        if lines != changed_lines(before, after)[0]:
+        old, new = ([line for name, x in p.items() if name != "docstring" for line in x] for p in (before, after))
+        first, lines = changes.setdefault(rung.adds, (script, changed_lines(old, new)[0]))
+        if lines != changed_lines(old, new)[0]:
             violations.append(f"{script}: {rung.adds} changes other lines than in {first}, expected the same: carry the edit")
     for line in violations:
         print(f"ladder: {line}", file=sys.stderr)
     sys.exit(1 if violations else 0)
 
 
-def edits(a, b):
-    """Turns lines a into b: (start, end, new lines). A run of lines that each only changed a little is taken line by line."""
-    result = []
+Edit = tuple[int, int, tuple[str, ...]]  # start, end, new lines
+
+
+def edits(a: list[str], b: list[str]) -> list[Edit]:
+    """Turns lines a into b. A run of lines that each only changed a little is taken line by line."""
+    result: list[Edit] = []
     for kind, i1, i2, j1, j2 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if kind == "replace" and i2 - i1 == j2 - j1 and all(
             SequenceMatcher(None, x, y, autojunk=False).ratio() > 0.5 for x, y in zip(a[i1:i2], b[j1:j2])
@@ -239,14 +245,14 @@ def edits(a, b):
     return result
 
 
-def apply(lines, changes):
+def apply(lines: list[str], changes: Iterable[Edit]) -> list[str]:
     lines = list(lines)
     for start, end, new in sorted(changes, reverse=True):
         lines[start:end] = new
     return lines
 
 
-def settle(ours, base, theirs):
+def settle(ours: list[str], base: list[str], theirs: list[str]) -> list[str] | None:
     """A conflict of git's in which neither side changes a line that the other changes. Returns the lines, or None."""
     both = sorted({*edits(base, ours), *edits(base, theirs)})
     for (a1, a2, _), (b1, b2, _) in zip(both, both[1:]):
@@ -258,7 +264,7 @@ def settle(ours, base, theirs):
 CONFLICT = re.compile(r"^<{7} [^\n]*\n(.*?)^\|{7} [^\n]*\n(.*?)^={7}\n(.*?)^>{7} [^\n]*\n", re.M | re.S)
 
 
-def merge(script, ours, source, base, theirs):
+def merge(script: str, ours: list[str], source: str, base: list[str], theirs: list[str]) -> list[str]:
     """git merge-file, with the conflicts settled that are only neighbours. Arguments and result are lists of lines."""
     with tempfile.TemporaryDirectory() as folder:
         for name, lines in ("ours", ours), ("base", base), ("theirs", theirs):
@@ -269,18 +275,18 @@ def merge(script, ours, source, base, theirs):
     if merged.returncode > 127:
         fail(f"git merge-file: {merged.stderr.strip()}")
 
-    def settled(conflict):
+    def settled(conflict: re.Match[str]) -> str:
         lines = settle(*(side.splitlines() for side in conflict.groups()))
         return conflict[0] if lines is None else "".join(line + "\n" for line in lines)
 
     return CONFLICT.sub(settled, merged.stdout).splitlines()
 
 
-def git(*args):
+def git(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True)
 
 
-def carry(script: str, /):
+def carry(script: str, /) -> None:
     """Carries the uncommitted edit of one script to all others; can be repeated after more edits. Exits with 1 on a conflict.
 
     An edit of lines that a script does not have stays out of it; so does one of a docstring's lines where docstrings differ.
@@ -324,9 +330,10 @@ def carry(script: str, /):
     for s in there:
         blocks = SequenceMatcher(None, base, old[s], autojunk=False).get_matching_blocks()
         has[s] = {i for block in blocks for i in range(block.a, block.a + block.size)}
-    docstring_end = ast.parse("\n".join(base)).body[0].end_lineno
+    docstring = ast.parse("\n".join(base)).body[0]
+    docstring_end = docstring.end_lineno or docstring.lineno
 
-    def stays(change, s):
+    def stays(change: Edit, s: str) -> bool:
         i1, i2, _ = change
         touched = set(range(i1, i2)) or {i for i in (i1 - 1, i1) if 0 <= i < len(base)}
         if i2 <= docstring_end:
@@ -335,7 +342,8 @@ def carry(script: str, /):
             return True  # it lacks the whole place
         if touched & has[s]:
             return False
-        above, parent = [], RUNGS[s].parent
+        above: list[str] = []
+        parent = RUNGS[s].parent
         while parent:
             above, parent = above + [parent], RUNGS[parent].parent
         return not any(touched <= has[a] for a in above if a in has)
@@ -368,20 +376,21 @@ def carry(script: str, /):
     sys.exit(1 if conflicts else 0)
 
 
-def digest(lines):
+def digest(lines: list[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def page():
+def page() -> str:
     """The text of docs/ladder.md."""
     numbers = {s: (len(c), h) for p, s, _ in edges() for c, h in [changed_lines(lines_of(p), lines_of(s))]}
-    text, first = [
+    first: dict[str, str] = {}
+    text = [
         "# The ladder, rung by rung", "",
         "Written by `python tools/ladder.py docs`; edit the scripts or the table in that tool instead. Per task k, g_k is the",
         "gradient of its loss on a network's shared parameters, J has the rows g_k, G = J Jᵀ is their K × K Gram matrix, and",
         "every rung combines them as d = Σ w_k g_k. 1 / w and w / s are elementwise. Sections and equations are the paper's.", "",
         "```text", *(line.rstrip() for line in family(ROOT_SCRIPT)), "```",
-    ], {}
+    ]
     for script in scripts():
         rung = RUNGS[script]
         if rung.parent is not None and script not in numbers:
@@ -404,7 +413,7 @@ def page():
     return "\n".join(text) + "\n"
 
 
-def diff_block(a, b):
+def diff_block(a: str, b: str) -> Iterator[str]:
     """git's diff; where it has line numbers, which would change with every edit above them, the name of the part changed."""
     options = ["--no-index", "--no-color", "--no-ext-diff", "--diff-algorithm=myers", "--inter-hunk-context=0", "-U1"]
     printed, names = git("diff", *options, "--", a, b).stdout.splitlines(), []
@@ -415,7 +424,7 @@ def diff_block(a, b):
         yield f"@@ {names[int(hunk[1])]} @@" if hunk else line if line.strip() else ""  # behind one line of context
 
 
-def docs():
+def docs() -> None:
     """Writes docs/ladder.md: per script the equation, the diff against its parent and what changes in the Gram."""
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page())
@@ -423,5 +432,5 @@ def docs():
 
 
 if __name__ == "__main__":
-    commands = {"tree": tree, "check": check, "carry": carry, "docs": docs}
+    commands: dict[str, Callable[..., None]] = {"tree": tree, "check": check, "carry": carry, "docs": docs}
     tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
