@@ -226,3 +226,23 @@ def test_missing_scalars_and_dumps(tmp_path):
     cut.write_bytes(cut.read_bytes()[:500])
     with pytest.raises(r.Missing, match="00000.npz: no gradient dump as --dump-gradients-every N writes it .*; delete it$"):
         make("figure_d4", [tmp_path / "cut"], tmp_path)
+
+
+def test_overview(tmp_path):
+    """Row sums of G with equal weights: 1, 4, 16 and 18, 32, 194 of vanilla's dumps, 3, 5, 6 of TOPPO's; that at 200 is late."""
+    success = {"vanilla_mtppo": [0.2, 0, 0.5], "toppo_mt50": [1, 0.6, 0.4]}
+    for script, rates in success.items():
+        write_run(tmp_path / script, script, 1, {0: 0, 150: rates}, None, ABC)
+    write_dumps(tmp_path / "vanilla_mtppo", ORTHOGONAL, SKEWED, CLOSE)
+    write_dumps(tmp_path / "toppo_mt50", CLOSE, CLOSE, SKEWED)
+    title, lines, figure = import_module("overview").overview(r.load_runs([tmp_path]))
+    assert cells(lines, "a-v3") == ["6.1", "21.4", "20.0", "100.0"]
+    assert cells(lines, "b-v3") == ["16.1", "35.7", "0.0", "60.0"]
+    assert cells(lines, "c-v3") == ["77.8", "42.9", "50.0", "40.0"]
+    assert [line.split("|")[1].strip() for line in lines[-4:-1]] == ["a-v3", "c-v3", "b-v3"]  # by success of both together
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "c", "b"]
+    widths = [bar.get_width() for bars in figure.axes[1].containers for bar in bars]
+    np.testing.assert_allclose(widths, [20, 50, 0, 100, 40, 60])
+    r.plt.close(figure)
+    with pytest.raises(r.Missing, match="no run of vanilla_mtppo.py"):
+        import_module("overview").overview(r.load_runs([tmp_path / "toppo_mt50"]))
