@@ -87,9 +87,9 @@ def draw(pictures, names, solved, caption):
         x, y = i % columns * size, i // columns * size + 20
         grid.paste(Image.fromarray(picture), (x, y))
         pen.rectangle((x, y, x + size - 1, y + size - 1), outline=SOLVED if solved[i] else CAPTION, width=4 if solved[i] else 1)
-        label = f"{name.removesuffix('-v3')}{': success' if solved[i] else ''}"
-        pen.rectangle((*(x + 5, y + 5), x + 9 + pen.textlength(label, font), y + 9 + font.size), CAPTION)
-        pen.text((x + 7, y + 5), label, SOLVED if solved[i] else OPEN, font=font)
+        for label, below in [(name.removesuffix("-v3"), 5), ("success", size - font.size - 12)][: 1 + solved[i]]:
+            pen.rectangle((x + 5, y + below, x + 9 + pen.textlength(label, font), y + below + font.size + 4), CAPTION)
+            pen.text((x + 7, y + below), label, SOLVED if solved[i] else OPEN, font=font)
     return grid
 
 

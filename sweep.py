@@ -209,7 +209,7 @@ def status(run, slurm_states):
     saved |= run.given
     collect_steps = saved["num_steps"] * run.num_tasks
     steps, total = steps_of(run), saved["total_timesteps"] // collect_steps * collect_steps
-    log, rate, eta, slurm_state, started = "", None, None, None, run.dir.exists() or run.log.exists()
+    log, eta, slurm_state, started = "", None, None, run.dir.exists() or run.log.exists()
     with suppress(FileNotFoundError), open(run.log, "rb") as file:
         file.seek(max(0, os.path.getsize(run.log) - 10_000))
         log = file.read().decode(errors="replace").strip()
@@ -218,11 +218,11 @@ def status(run, slurm_states):
     state = "done" if steps >= total > 0 else "queued" if slurm_state else "failed" if started else "waiting"
     if state == "failed" and log.split("\n")[-1].startswith(("stopped;", "ended by SIGTERM")):  # the script, or a job of its
         state = "stopped"
+    rates = [int(r.replace(",", "")) for collect, r in PROGRESS.findall(log) if collect != "0"]  # 0: evaluation's time only
+    rate = rates[-1] if rates and rates[-1] else None
     if is_running(run) or slurm_state == "RUNNING":
         state = "running"
-        rates = [int(r.replace(",", "")) for collect, r in PROGRESS.findall(log) if collect != "0"]  # 0: evaluation's time only
-        if rates and rates[-1]:
-            rate, eta = rates[-1], max(0, (total - steps) / rates[-1] - (time.time() - os.path.getmtime(run.log)))
+        eta = max(0, (total - steps) / rate - (time.time() - os.path.getmtime(run.log))) if rate else None
     return Status(state, steps, total, success_of(run), rate, eta, log.split("\n")[-1])
 
 
@@ -242,7 +242,8 @@ def duration(seconds):
 
 def summary(table):
     """One line. Its ETA takes the runs to come to be as fast, and as many at a time, as those that run, without failed ones."""
-    counts, rates = Counter(s.state for _, s in table), [s.rate for _, s in table if s.rate]
+    counts, rates = Counter(s.state for _, s in table), [s.rate for _, s in table if s.rate and s.state == "running"]
+    rates = counts["running"] and (rates or [s.rate for _, s in table if s.rate])
     left = sum(s.total - s.steps for _, s in table if s.state not in ("done", "failed"))
     eta = max(left / (sum(rates) / len(rates) * counts["running"]), *(s.eta or 0 for _, s in table)) if rates else None
     states = [f"{counts[s]} {s}" for s in ("done", "running", "queued", "stopped", "failed", "waiting") if counts[s]]
@@ -275,8 +276,8 @@ class Job:
 
         def stop(*_):
             stopping or stopping.append(on_slurm or process.terminate())
-        with open(self.log, "a+") as log:  # + for NFS, as in is_running
-            fcntl.flock(log, fcntl.LOCK_SH)  # until the script ends too, which has the log as its output
+        with open(self.log, "a") as log, open(self.log) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
             print(f"$ {shlex.join(self.command)}", file=log, flush=True)
             # SLURM's warning, SIGUSR2, comes to every process of a job, but the script is to wait for checkpoint()
             deaf = {"preexec_fn": lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN), "process_group": 0}  # nor for Ctrl-C
@@ -345,7 +346,8 @@ def run_here(args, runs, gpus):
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
                 say(f"{run.dir.name} is {'started' if job else 'running already'}")
             if time.time() > reported + REPORT_SECONDS:
-                say(summary(statuses(runs)))
+                busy = {run.dir for run, _ in going.values()}  # their files do not say so yet if they have just been started
+                say(summary([(run, s._replace(state="running") if run.dir in busy else s) for run, s in statuses(runs)]))
                 reported = time.time()
             time.sleep(0.5)
     finally:
