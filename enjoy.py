@@ -4,13 +4,14 @@
     python enjoy.py runs/NAME --tasks door-open-v3 drawer-close-v3 --episodes 1 --video policy.gif
 
 The policy takes its mean action, and an episode ends at its first success, as in a script's own evaluation: with --episodes 50
-and no other flag the success rates are those of evals.csv at the checkpoint's step.
+and no other flag the success rates are those of evals.csv at the checkpoint's step, but for what rounding decides.
 """
 
 import math
 import os
 import sys
 import zipfile
+from ctypes.util import find_library
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -152,8 +153,10 @@ def main():
         ("camera", args.camera in CAMERAS, " ".join(CAMERAS)),
     ]:
         check(ok, f"--{name} {getattr(args, name)}: expected {expected}")
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # renders without a screen, on the CPU if there is no GPU
+    if args.video and sys.platform == "linux" and not os.environ.get("DISPLAY") and "MUJOCO_GL" not in os.environ:
+        found = [name.lower() for name in ("EGL", "OSMesa") if find_library(name)]  # both draw without a screen
+        check(found, "--video needs a screen or a system library: apt install libegl1, or libosmesa6 where that has no driver")
+        os.environ["MUJOCO_GL"] = found[0]
     screen = dict(render_mode="rgb_array", camera_name=args.camera, width=args.size, height=args.size) if args.video else {}
     benchmarks = [metaworld.MT1(name, seed=seed) for name in names]  # each draws its task's 50 goals
     envs = [mt1.train_classes[n](reward_function_version=flags["reward_version"], **screen) for mt1, n in zip(benchmarks, names)]

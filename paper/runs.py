@@ -246,6 +246,8 @@ def heading(key: Key, methods: dict[str, Seeds]) -> list[str]:
     num_tasks = len(next(iter(methods.values())).runs[0].tasks)
     budget = f" of the paper's {2 * num_tasks} M" if key[0] in ("MT10", "MT50") and key[2] < 2e6 * num_tasks else ""
     lines, most = [f"## {where(*key)}{budget}", ""], max(len(seeds.runs) for seeds in methods.values())
+    goals = next(iter(methods.values())).runs[0].args.get("eval_episodes", 50)  # load_runs holds all runs to the same
+    lines += [f"Evaluated on {goals} of each task's 50 training goals.", ""] if goals < 50 else []
     if most == 1:
         return [*lines, "One seed each: an illustration, no comparison.", ""]
     return lines + ([f"Few seeds, {seed_counts(methods)}; the paper has 10.", ""] if most < 10 else [])

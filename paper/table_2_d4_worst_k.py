@@ -21,7 +21,7 @@ def table(name, runs, reward):
             rows.append([*r.row_start(seeds), r.percent(end.mean(1)), published(FINAL, script, *key[:2]), *tails])
         header = [*r.ROW_START, f"mean of {num_tasks}", "paper's mean", *(f"worst {k}" for k in ks)]
         lines += r.heading(key, methods) + r.table(header, rows)
-    note = "Success in percent at the last checkpoint, policy mean, all training goals. Worst k: each seed's own k lowest tasks."
+    note = "Success in percent at the last checkpoint, of the policy's mean action. Worst k: each seed's own k lowest tasks."
     lines += [f"{note} {r.STATISTICS} {ABSENT}", "", "Parameters, also those of the paper's other rows, are in Table B.2."]
     return f"{name}: final success and its tail, {reward.upper()} rewards", lines, None
 

@@ -97,6 +97,12 @@ def test_one_seed_is_called_an_illustration(runs, tmp_path):
     assert cells(lines, "TOPPO")[:2] == ["1", "55.0"]
 
 
+def test_fewer_goals_are_said(runs, tmp_path):
+    half = write_run(tmp_path / "half", "ln", 1, {0: 0, 800_000: 0.5}, eval_episodes=25)
+    assert "Evaluated on 25 of each task's 50 training goals." in make("table_2", [half], tmp_path)
+    assert not any("of each task's" in line for line in make("table_2", [runs / "ln"], tmp_path))
+
+
 def test_table_d4_is_of_v1(runs, tmp_path):
     v1 = write_run(tmp_path / "v1", "toppo_mt50", 1, {0: 0, 800_000: RAMP}, reward_version="v1")
     lines = make("table_d4", [runs, v1], tmp_path)
