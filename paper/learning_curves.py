@@ -1,6 +1,6 @@
 """Learning curves of some runs side by side: success, its tail and the critic's explained variance against environment steps.
 
-    python paper/learning_curves.py runs/A runs/B --out results/mt10_1m
+    python paper/learning_curves.py runs/A runs/B --out results/mt10
 
 Writes curves.png, and for each run NAME_evals.csv (the run's own evals.csv) and NAME_scalars.csv (step, tag, value: means over
 tasks of what was logged once per collect). NAME is the script that made the run, with a number where there are several.

@@ -46,8 +46,8 @@ def test_each_is_run_by_the_test_that_is_named_or_has_a_reason(command):
     path, name = re.fullmatch(r"`(tests/\w+\.py)::(\w+)`.*", where).groups()
     text = (ROOT / path).read_text()
     assert f"def {name}(" in text, f"{path} has no {name}"
-    program = re.search(r"([\w/]+\.py|tensorboard)", command)  # which the test's file must start
-    assert program and program[1].rsplit("/")[-1].removesuffix(".py") in text, f"{path} does not mention {program}"
+    program = re.search(r"(?:\w+/)*(\w+)\.py|(script)\b", command, flags=re.I)  # which the test's file must start
+    assert program and (program[1] or program[2]).lower() in text.lower(), f"{path} does not mention {command}"
 
 
 def test_the_quick_tour(tmp_path):
