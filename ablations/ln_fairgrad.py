@@ -451,7 +451,7 @@ def main():
                 mb_advantages /= (weight * mb_advantages**2).sum(1, keepdim=True).sqrt() + 1e-8
                 mean, actor_tape = forward_with_tape(agent.actor, mb_obs)  # [K, n, 4]
                 policy = Normal(mean, agent.log_std[:, None].exp())
-                entropy, ratio = policy.entropy().sum(-1), (policy.log_prob(mb_actions).sum(-1) - mb_old_logprobs).exp()  # [K, n]
+                ratio, entropy = (policy.log_prob(mb_actions).sum(-1) - mb_old_logprobs).exp(), policy.entropy().sum(-1)  # [K, n]
                 actor_losses = policy_losses(ratio, mb_advantages, entropy, weight, args)  # [K]; lines 9-12
                 output, critic_tape = forward_with_tape(agent.critic, mb_obs)  # [K, n, 1]
                 critic_losses, hit = value_losses(output.squeeze(-1), mb_old_values, mb_returns, weight, args)  # [K]

@@ -111,7 +111,7 @@ def minibatch_step(s, index, weight, mark=lambda *stage: None):
     mb_advantages /= (weight * mb_advantages**2).sum(1, keepdim=True).sqrt() + 1e-8
     mean, actor_tape = script.forward_with_tape(agent.actor, mb_obs)
     policy = Normal(mean, agent.log_std[:, None].exp())
-    entropy, ratio = policy.entropy().sum(-1), (policy.log_prob(mb_actions).sum(-1) - mb_old_logprobs).exp()  # [K, n]
+    ratio, entropy = (policy.log_prob(mb_actions).sum(-1) - mb_old_logprobs).exp(), policy.entropy().sum(-1)  # [K, n]
     actor_losses = script.policy_losses(ratio, mb_advantages, entropy, weight, args)
     mark("forward, losses", "actor")
     output, critic_tape = script.forward_with_tape(agent.critic, mb_obs)
