@@ -57,11 +57,14 @@ def scores(run: r.Run, step: int) -> list[float]:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     args.choices.mkdir(parents=True, exist_ok=True)
-    figure, axes = r.grid(2, len(CHOICES), width=3.2)
     rows: list[list[str]] = []
     try:
-        for column, (title, (script, default, others)) in zip(axes.T, CHOICES.items()):
-            found = members(args, script, default, others)
+        given = {title: members(args, *choice) for title, choice in CHOICES.items()}
+        made = {title: found for title, found in given.items() if len(found) > 1}
+        if not made:
+            raise r.Missing(f"{args.choices}: no run named CHOICE__SCRIPT__SEED, such as no_clip_vloss__toppo_mt50__1")
+        figure, axes = r.grid(2, len(made), width=3.2)
+        for column, (title, found) in zip(axes.T, made.items()):
             every = [run for runs in found.values() for run in runs]
             common = set.intersection(*(set(run.steps.tolist()) for run in every))
             step = max(common)
@@ -91,6 +94,8 @@ def main() -> None:
     note = (args.choices / "choices_note.md").read_text().splitlines() if (args.choices / "choices_note.md").exists() else []
     lines = ["# Choices that the paper leaves open", "", INTRODUCTION, "", f"![curves]({link}/choices.png)", ""]
     lines += r.table(header, rows)
+    absent = [title for title in given if title not in made]
+    lines += [f"Not run yet: {'; '.join(absent)}.", ""] if absent else []
     args.page.write_text("\n".join([*lines, *note]).rstrip() + "\n")
     print(f"wrote {args.page} and {args.choices}/choices.png")
 
