@@ -117,7 +117,7 @@ def play(actor, envs, goals, tasks, num_tasks, results, names=None):
                 yield draw(pictures, names, success, f"episode {e + 1}, step {t}: {success.sum()} of {len(envs)} solved")
             if success.all():
                 break
-        for _ in range(20 if names else 0):  # a second to look at the end
+        for _ in range(round(1 / FRAME_SECONDS) if names else 0):  # a second to look at the end
             yield draw(pictures, names, success, f"episode {e + 1}, step {t + 1}: {success.sum()} of {len(envs)} solved")
         results.append((success, returns, steps))
         print(f"\repisode {e + 1}/{len(goals[0])}: {success.sum()} of {len(envs)} solved ", end="", file=sys.stderr, flush=True)

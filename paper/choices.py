@@ -38,11 +38,11 @@ class Args:
     """the page"""
 
 
-def members(args: Args, script: str, default: str, others: dict[str, str]) -> dict[str, list[r.Run]]:
+def members(folder: Path, defaults: list[r.Run], script: str, default: str, others: dict[str, str]) -> dict[str, list[r.Run]]:
     """{what the choice is: its runs, by seed}, the default first; without those that have not been made."""
-    found = {f"{default} (default)": [run for run in r.load_runs(args.runs) if run.script == script]}
+    found = {f"{default} (default)": [run for run in defaults if run.script == script]}
     for choice, label in others.items():
-        paths = sorted(path.parent for path in args.choices.glob(f"{choice}__{script}__*/args.json"))
+        paths = sorted(path.parent for path in folder.glob(f"{choice}__{script}__*/args.json"))
         found[label] = sorted([r.read_run(path) for path in paths], key=lambda run: run.seed)
     return {label: runs for label, runs in found.items() if runs}
 
@@ -59,15 +59,15 @@ def main() -> None:
     args.choices.mkdir(parents=True, exist_ok=True)
     rows: list[list[str]] = []
     try:
-        given = {title: members(args, *choice) for title, choice in CHOICES.items()}
+        defaults = r.load_runs(args.runs)
+        given = {title: members(args.choices, defaults, *choice) for title, choice in CHOICES.items()}
         made = {title: found for title, found in given.items() if len(found) > 1}
         if not made:
             raise r.Missing(f"{args.choices}: no run named CHOICE__SCRIPT__SEED, such as no_clip_vloss__toppo_mt50__1")
         figure, axes = r.grid(2, len(made), width=3.2)
         for column, (title, found) in zip(axes.T, made.items()):
             every = [run for runs in found.values() for run in runs]
-            common = set.intersection(*(set(run.steps.tolist()) for run in every))
-            step = max(common)
+            step = max(set.intersection(*(set(run.steps.tolist()) for run in every)))
             for i, (label, runs) in enumerate(found.items()):
                 color = [*r.COLORS.values()][i]
                 for run in runs:

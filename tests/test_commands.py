@@ -78,7 +78,7 @@ def test_figure_d5(tmp_path):
     assert process.returncode == 0, process.stderr
     lines = [line for line in (tmp_path / "figure.md").read_text().splitlines() if line.startswith("| 1e")]
     rows = [[float(x) for x in re.findall(r"-?[\d.]+(?:e[+-]\d+)?", line)] for line in lines]
-    assert len(rows) % 13 == 0 and (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    assert rows and len(rows) % 13 == 0 and (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
     for scale, _, half, one, difference, error, _, two, _, five in rows:  # norms, of alpha = 1 as 1 + difference; errors
         assert one == 1 and abs(difference) < 1e-9 and error < 1e-9
         assert scale == 1 or min(half, two, five) > 0.01
