@@ -2,7 +2,7 @@
 
     python paper/choices.py results/mt10 --choices results/choices
 
-RUNS are runs with the defaults, of vanilla_mtppo.py and toppo_mt50.py at least. Those with another choice are in the folder of
+RUNS are runs with the defaults, of the scripts that a choice is measured on. Those with another choice are in the folder of
 --choices, named CHOICE__SCRIPT__SEED. Compares them at equal steps and writes choices.png and the page; what choices_note.md in
 that folder says about the numbers goes into the page.
 """
@@ -22,10 +22,14 @@ CHOICES: dict[str, tuple[str, str, dict[str, str]]] = {  # title: (script, the d
     "value clip, TOPPO": ("toppo_mt50", "on", {"no_clip_vloss": "off"}),
     "value clip, vanilla": ("vanilla_mtppo", "on", {"no_clip_vloss": "off"}),
     "PCGrad, TOPPO": ("toppo_mt50", "mean", {"pcgrad_sum": "sum"}),
+    # Not open, but changed to find out what PopArt's part is (Table D.1 in docs/results.md).
+    "value clip, +LN-c +FG-c": ("ln_fairgrad", "on", {"no_clip_vloss": "off"}),
+    "Adam's ε, +LN-c +PopArt": ("ln_popart", "1e-5", {"adam_eps_1e-8": "1e-8"}),
 }
 INTRODUCTION = """Made by `python paper/choices.py`. Each choice that the paper leaves open and that could matter, against the
-default, on MT10 with V2 rewards, at a small part of the paper's 20 M steps. Success in percent, mean over the seeds and, in
-brackets, each seed's; training success is with exploration noise."""
+default, on MT10 with V2 rewards, at a small part of the paper's 20 M steps; below them, changes to what the paper does fix,
+made to find out what PopArt's part is. Success in percent, mean over the seeds and, in brackets, each seed's; training success is
+with exploration noise. In the figure, the line is training success, a dot is an evaluation."""
 
 
 @dataclass
@@ -64,30 +68,30 @@ def main() -> None:
         made = {title: found for title, found in given.items() if len(found) > 1}
         if not made:
             raise r.Missing(f"{args.choices}: no run named CHOICE__SCRIPT__SEED, such as no_clip_vloss__toppo_mt50__1")
-        figure, axes = r.grid(2, len(made), width=3.2)
-        for column, (title, found) in zip(axes.T, made.items()):
+        figure, axes = r.tiles(len(made), columns=4, width=3.2, height=3.1)
+        top = 0.0
+        for axis, (title, found) in zip(axes, made.items()):
             every = [run for runs in found.values() for run in runs]
             step = max(set.intersection(*(set(run.steps.tolist()) for run in every)))
             for i, (label, runs) in enumerate(found.items()):
                 color = [*r.COLORS.values()][i]
                 for run in runs:
-                    curves = [(run.steps, run.success.mean(1)), r.scalars(run.path)["train_success/mean"]]
-                    for axis, (steps, values) in zip(column, curves):
-                        shown = steps <= step
-                        name = label if run is runs[0] else None
-                        axis.plot(steps[shown] / 1e6, values[shown], color=color, marker="o", markersize=3, label=name)
+                    at, (steps, trained) = run.steps[run.steps <= step], r.scalars(run.path)["train_success/mean"]
+                    evaluated, trained = run.success.mean(1)[: len(at)], trained[steps <= step]
+                    axis.plot(at / 1e6, evaluated, "o", color=color, markersize=5, alpha=0.8)
+                    axis.plot(steps[steps <= step] / 1e6, trained, color=color, label=label if run is runs[0] else None)
+                    top = max(top, *evaluated, *trained)
                 table = np.array([scores(run, step) for run in runs])  # [n, 4]
                 seeds = ", ".join(str(run.seed) for run in runs)
                 each = [f"{x.mean():.1f}" + (f" ({', '.join(f'{y:.1f}' for y in x)})" if len(x) > 1 else "") for x in table.T]
                 rows.append([title if i == 0 else "", label, seeds, r.millions(step), *each])
-            column[0].set(title=title, ylim=(-0.03, 1.03))
-            column[0].legend(fontsize=8)
-            column[1].set(xlabel="million environment steps", ylim=(-0.03, 1.03))
+            axis.set(title=title, xlabel="million environment steps", ylabel="success")
+            axis.legend(fontsize=8, loc="upper left")
     except r.Missing as reason:
         print(f"choices.py: error: {reason}", file=sys.stderr)
         sys.exit(2)
-    axes[0, 0].set(ylabel="success, evaluated")
-    axes[1, 0].set(ylabel="success while training")
+    for axis in axes:
+        axis.set_ylim(-0.02, 1.05 * top)  # the same for all, so that they compare by eye
     figure.savefig(args.choices / "choices.png", dpi=110)
     header = ["choice", "", "seeds", "at", "success", "three worst tasks", "training success", "explained variance"]
     link = Path(os.path.relpath(args.choices, args.page.parent)).as_posix()
