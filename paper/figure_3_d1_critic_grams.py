@@ -14,9 +14,9 @@ WITHOUT_LN = ["popart", "popart_fairgrad", "vanilla_mtppo", "fairgrad"]
 WITH_LN = ["ln_popart", "ln_popart_fairgrad", "toppo_mt50", "ln_popart_fairgrad_fairgrad", "ln_popart_pcgrad_pcgrad",
            "ln_popart_cagrad_cagrad", "toppo_popart_ema", "symmetric_ln_popart", "ln", "ln_fairgrad"]  # fmt: skip
 
-NOTE = """The first minibatch of a collect, before its step, from one seed each: an illustration. PopArt divides task k's
-gradient by σ_k², which leaves the cosines as they are: only the diagonal may differ between raw and PopArt. Tasks are in
-the order of their raw norms, the largest first.
+NOTE = """The first minibatch of a collect, before its step, from one seed each: an illustration. Stages are the first, middle and
+last step at which all runs shown have a dump. PopArt divides task k's gradient by σ_k², which leaves the cosines as they are:
+only the diagonal may differ between raw and PopArt. Tasks are in the order of their raw norms, the largest first.
 
 The paper: LN-c lowers the mean off-diagonal cosine early on and about leaves the diagonal; PopArt compresses the diagonal,
 except for a reversal with LN-c in the middle of training."""
@@ -49,8 +49,12 @@ def draw(axis, G, low):
 def heatmaps(title, runs, early_only):
     found, absent = sources(runs)
     panels, rows = {}, []  # {(row, column): (title, G)}
+    dumps = [{r.read_dump(file).step: file for file in r.dump_files(run)} for _, run in found]
+    shared = sorted(set.intersection(*map(set, dumps)))  # so that all panels of a row are of the same step
+    if not shared:
+        raise r.Missing(f"no gradient dumps at equal steps: {' and '.join(str(run.path) for _, run in found)}; make both again")
     for s, (critic, run) in enumerate(found):
-        stages = r.early_middle_late(r.dump_files(run))
+        stages = r.early_middle_late([dumps[s][step] for step in shared])
         for i, (stage, file) in enumerate([*stages.items()][: 1 if early_only else None]):
             dump = r.read_dump(file)
             grams = [("raw", dump.critic_gram)]

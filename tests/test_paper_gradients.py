@@ -86,8 +86,9 @@ def test_figure_d2(runs, tmp_path):
 
 
 def test_figures_3_and_d1(runs, tmp_path):
-    """Mean cosines: 7 / 39, 0 and (0.707 + 0.577 + 0.816) / 3. The columns with LN-c are of the seed that has dumps."""
-    lines = make("figure_d1", [runs], tmp_path)
+    """Mean cosines: 7 / 39, 0 and (0.707 + 0.577 + 0.816) / 3. The columns with LN-c are of the seed that has dumps, two: beside
+    them the columns without show these two steps only."""
+    lines = make("figure_d1", [runs / "b"], tmp_path)
     skewed = ["+PopArt", "b", "early", "0 M", "0.179"]
     assert rows(lines, "no LN") == [
         ["raw", *skewed, "13", "5.33"], ["PopArt", *skewed, "4", "4.33"],
@@ -95,12 +96,22 @@ def test_figures_3_and_d1(runs, tmp_path):
         ["PopArt", "+PopArt", "b", "middle", "0.0001 M", "0.000", "2", "4"],
         ["raw", "+PopArt", "b", "late", "0.0002 M", "0.700", "1.41", "173"],
         ["PopArt", "+PopArt", "b", "late", "0.0002 M", "0.700", "1.41", "1.73"]]  # fmt: skip
-    assert [row[:4] for row in rows(lines, "LN-c")] == [
-        [label, "+LN-c +PopArt", "a2", stage] for stage in ("early", "late") for label in ("raw", "PopArt")]  # fmt: skip
+    lines = make("figure_d1", [runs], tmp_path)
+    stages = [(label, *stage) for stage in (("early", "0 M"), ("late", "0.0001 M")) for label in ("raw", "PopArt")]
+    assert [row[:5] for row in rows(lines, "LN-c")] == [[label, "+LN-c +PopArt", "a2", *stage] for label, *stage in stages]
+    assert [row[:5] for row in rows(lines, "no LN")] == [[label, "+PopArt", "b", *stage] for label, *stage in stages]
     assert not any("Not shown" in line for line in lines)
     lines = make("figure_3", [runs], tmp_path)
     assert rows(lines, "no LN") == [["raw", *skewed, "13", "5.33"], ["PopArt", *skewed, "4", "4.33"]]
     assert len(rows(lines, "LN-c")) == 2
+
+
+def test_figures_3_and_d1_want_equal_steps(tmp_path):
+    later = write_dumps(write_run(tmp_path / "later", "ln_popart", 1, {0: 0}, tasks=ABC), ORTHOGONAL, CLOSE)
+    (later / "gradients/collect_00000.npz").unlink()
+    first = write_dumps(write_run(tmp_path / "first", "popart", 1, {0: 0}, tasks=ABC), ORTHOGONAL)
+    with pytest.raises(r.Missing, match="no gradient dumps at equal steps: .*first and .*later"):
+        import_module("figure_3_d1_critic_grams").heatmaps("", r.load_runs([later, first]), early_only=False)
 
 
 def test_figure_3_draws_tasks_by_raw_norm(runs):
