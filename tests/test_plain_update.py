@@ -40,7 +40,7 @@ SETTINGS = {
     "other numbers": {
         "gamma": 0.9,
         "gae_lambda": 0.5,
-        "clip_coef": 0.05,
+        "clip_coef": 0.3,
         "vf_coef": 1.0,
         "ent_coef": 0.1,
         "max_grad_norm": 0.1,
