@@ -1,9 +1,9 @@
-"""Holds docs/paper_map.md to the code: python tools/paper_map.py check | renumber.
+"""Holds docs/paper_map.md to the code: python tools/paper_map.py check.
 
-The page lists all that the paper numbers, with links [`FILE:LINE`](../FILE#LLINE) and a piece of the line's code behind each.
-`check` wants a line to hold its piece, each number of the paper in the scripts' comments and strings to be on the list, and each
-item to be named beside a line that its row points to, unless the item has a dagger. `renumber`, after an edit that moved lines,
-finds the pieces again and puts the new numbers into the page: of several places the one nearest to the old number.
+The page lists all that the paper numbers, with links [`FILE`](../FILE) and, behind a link, names of
+what is in that file: `policy_loss`, `PopArt.update`, `OBS_DIM = 39`, `--num-steps 10_000`, and
+`f(tol=1e-10)` for a function's default. `check` wants every file and name to be there, every quoted
+value to hold, and each number of the paper in the scripts' comments to be on the page.
 """
 
 import ast
@@ -14,109 +14,184 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = "docs/paper_map.md"
-SCRIPTS = ".", "ablations", "paper", "benchmarks"  # where comments and strings name the paper's numbers
-BESIDE = 5  # lines between a comment and what it is about
-LINK = re.compile(r"\[`([^`]+):(\d+)`\]\(\.\./\1#L\2\) `([^`]+)`")
-KINDS = "Eq|Equation|Algorithm|Line|Theorem|Corollary|Lemma|Proposition|Definition|Remark|Table|Figure|Section|Appendix|Item"
-NUMBER = r"(?:[A-D]\.|\d\.|D)?\d+\b(?![.,]\d)"
-NOTE = rf"\s\((?!{NUMBER}\))[^()]*\)"
-MENTION = re.compile(rf"\b((?i:{KINDS}))(s)?\.?\s+\(?({NUMBER}(?(2)(?:\)?(?:{NOTE})?(?:,? and |, | or | to |[-–])\(?{NUMBER})*))")
-BARE = re.compile(r"(?<![\w.])([A-D]\.\d+)\b|(?<![\w(\[])\((D\d|[1-6]\.\d)(?=\)|, [A-D]\.)")  # B.2; (4.1); (4.1, B.5)
+SCRIPTS = [".", "ablations", "paper", "benchmarks"]  # where comments name the paper's numbers
+LINK = re.compile(r"\[`([^`]+)`\]\(\.\./([^)]+)\)((?:,? `[^`]+`)*)")
+
+KINDS = (
+    "Eq|Equation|Algorithm|Line|Theorem|Corollary|Lemma|Proposition|Definition|Remark|Table|Figure"
+    "|Section|Appendix|Item"
+)
+NUMBER = r"(?:[A-D]\.|\d\.|D)?\d+\b(?![.,]\d)"  # 3, C.2, 4.1, D1
+NOTE = rf"\s\((?!{NUMBER}\))[^()]*\)"  # Tables D.5 (MT10) to D.7
+FURTHER = rf"(?:\)?(?:{NOTE})?(?:,? and |, | or | to |[-–])\(?{NUMBER})*"
+MENTION = re.compile(rf"\b((?i:{KINDS}))(s)?\.?\s+\(?({NUMBER}(?(2){FURTHER}))")
+BARE = re.compile(  # B.2; (4.1); (4.1, B.5)
+    r"(?<![\w.])([A-D]\.\d+)\b|(?<![\w(\[])\((D\d|[1-6]\.\d)(?=\)|, [A-D]\.)"
+)
+
+
+# --- The paper's numbers
 
 
 def mentions(text):
-    """[(position, kind, number)] of the paper's numbers in a text; the kind of a bare B.2 or (4.1) is None."""
-    found, last = [], 0
+    """[(position, kind, number)] of the paper's numbers in a text; of a bare B.2 the kind is None.
+
+    Code has no such words before its numbers and need not be told apart from comments.
+    """
+    found = []
     for m in MENTION.finditer(text):
         kind = {"Equation": "Eq", "Appendix": "Section"}.get(m[1].capitalize(), m[1].capitalize())
-        for to, prefix, i in re.findall(r"( to |[-–])?\(?((?:\w\.|D)?)(\d+)", re.sub(NOTE, "", m[3])):
-            first, last = last + 1 if to else int(i), int(i)  # Tables D.5 (MT10) to D.7; lines 9-12
+        last = 0
+        for to, prefix, i in re.findall(
+            r"( to |[-–])?\(?((?:\w\.|D)?)(\d+)", re.sub(NOTE, "", m[3])
+        ):
+            first = last + 1 if to else int(i)  # Tables D.5 to D.7; lines 9-12
+            last = int(i)
             found += [(m.start(), kind, f"{prefix}{j}") for j in range(first, last + 1)]
     rest = MENTION.sub(lambda m: " " * len(m[0]), text)
     return found + [(m.start(), None, m[1] or m[2]) for m in BARE.finditer(rest)]
 
 
-@cache
-def named(source):
-    """[(line, lines it is beside, kind, number)] of a script's comments and strings: a docstring is beside all that it is of.
-    Code has no words before its numbers and need not be told apart."""
-    tree, scopes = ast.parse(source), {}
-    for node in [tree, *tree.body, *(inner for outer in tree.body if isinstance(outer, ast.ClassDef) for inner in outer.body)]:
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            docstring, whole = node.body[0], range(getattr(node, "lineno", 1), getattr(node, "end_lineno", 10**6) + 1)
-            scopes.update(dict.fromkeys(range(docstring.lineno, (docstring.end_lineno or 0) + 1), whole))
-    found = [(source.count("\n", 0, position) + 1, *item) for position, *item in mentions(source)]
-    return [(line, scopes.get(line, range(line - BESIDE, line + BESIDE + 1)), *item) for line, *item in found]
-
-
 def rows(page):
-    """(line of the page, cells, {(kind, number)} that the row is about) of each row; of an algorithm's lines, the lines alone."""
+    """(line of the page, cells, {(kind, number)} that the row is about) of each row.
+
+    A row about lines of an algorithm is about these alone.
+    """
     for n, line in enumerate(page.splitlines(), 1):
-        if line.startswith("|") and not line.startswith(("| item |", "|---")):
-            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-            items = {(kind, number) for _, kind, number in mentions(cells[0]) if kind}
-            yield n, cells, {item for item in items if item[0] == "Line"} or items
+        if not line.startswith("|") or line.startswith(("| item |", "|---")):
+            continue
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        items = {(kind, number) for _, kind, number in mentions(cells[0]) if kind}
+        yield n, cells, {item for item in items if item[0] == "Line"} or items
 
 
-def links(page, texts):
-    """(line of the page, match, numbers of the lines of the file that hold the piece) of each link."""
-    for n, line in enumerate(page.splitlines(), 1):
-        for m in LINK.finditer(line):
-            piece, lines = m[3].replace("\\|", "|"), texts.get(m[1], "").splitlines()
-            yield n, m, [i for i, text in enumerate(lines, 1) if piece in text]
+def check_numbers(page, texts):
+    """texts: {path: text} of the Python files."""
+    known = set().union(*(items for *_, items in rows(page)))
+    known |= {(None, number) for _, number in known}
+    for path, text in texts.items():
+        if str(Path(path).parent) not in SCRIPTS:
+            continue
+        for position, kind, number in mentions(text):
+            if (kind, number) not in known:
+                line = text.count("\n", 0, position) + 1
+                yield (
+                    f"{path}:{line}: names {kind or ''} {number}, which is not among the paper's "
+                    f"in {PAGE}: correct the comment"
+                )
 
 
-def check_links(page, texts):
-    for n, line in enumerate(page.splitlines(), 1):
-        if line.count("#L") != len(LINK.findall(line)):
-            yield f"{PAGE}:{n}: a link is not of the form [`FILE:LINE`](../FILE#LLINE) `CODE`, with one number: write it so"
-    for n, m, holders in links(page, texts):
-        if not holders:
-            yield f"{PAGE}:{n}: {m[1]}:{m[2]}: expected `{m[3]}`, which is gone from that file: quote the line that does this now"
-        elif int(m[2]) not in holders:
-            holds = dict(enumerate(texts[m[1]].splitlines(), 1)).get(int(m[2]), "").strip()
-            yield f"{PAGE}:{n}: {m[1]}:{m[2]}: expected `{m[3]}`, found `{holds}`: run python tools/paper_map.py renumber"
+# --- The names behind links
+
+
+@cache
+def definitions(source):
+    """{name: node} of functions, classes and constants; what is in a class as Args.seed."""
+    found = {}
+    for node in ast.parse(source).body:
+        found[name_of(node)] = node
+        if isinstance(node, ast.ClassDef):
+            found.update({f"{node.name}.{name_of(child)}": child for child in node.body})
+    return found
+
+
+def name_of(node):
+    if isinstance(node, ast.Assign):
+        return ast.unparse(node.targets[0])
+    if isinstance(node, ast.AnnAssign):
+        return ast.unparse(node.target)
+    return getattr(node, "name", None)
+
+
+def wrong(name, found):
+    """What is wrong with a name of the page, or None. found: the definitions in its file."""
+    if name.startswith("--"):
+        return wrong_flag(name, found)
+    called, _, arguments = name.partition("(")
+    called, _, value = called.partition(" = ")
+    if called not in found:
+        return "expected a function, class or constant, which is gone: name what does this now"
+    if value:
+        return differs(value, getattr(found[called], "value", None))
+    if arguments:
+        quoted = ast.parse(name, mode="eval").body.keywords
+        defaults = defaults_of(found[called])
+        found_wrong = [differs(ast.unparse(x.value), defaults.get(x.arg)) for x in quoted]
+        return next(filter(None, found_wrong), None)
+    return None
+
+
+def wrong_flag(words, found):
+    """--tasks has no value to hold; --clip-vloss and --no-clip-vloss say whether it is on."""
+    flag, *values = words.removeprefix("--").split()
+    name = "Args." + flag.replace("-", "_")
+    on = name in found
+    field = found.get(name, found.get(name.replace(".no_", ".")))
+    if field is None:
+        return "expected a flag, which is gone"
+    if isinstance(literal(field.value), bool):
+        return differs(str(on), field.value)
+    if len(values) > 1:
+        return differs(f"({', '.join(values)})", field.value)
+    return differs(values[0], field.value) if values else None
+
+
+def differs(quoted, node):
+    """node: the expression that should have the quoted value."""
+    if node is None or value_of(quoted) != literal(node):
+        return f"found {ast.unparse(node) if node else 'no value'}"
+    return None
+
+
+def literal(node):
+    return value_of(ast.unparse(node))
+
+
+def value_of(text):
+    """The value of a literal, or the text where it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def defaults_of(function):
+    """{parameter: default}."""
+    parameters = function.args
+    with_default = parameters.args[len(parameters.args) - len(parameters.defaults) :]
+    names = [x.arg for x in with_default + parameters.kwonlyargs]
+    return dict(zip(names, parameters.defaults + parameters.kw_defaults))
 
 
 def check_names(page, texts):
-    known = set().union(*(items for *_, items in rows(page)))
-    known |= {(None, number) for _, number in known}
-    for path in texts:
-        for line, _, kind, number in named(texts[path]) if str(Path(path).parent) in SCRIPTS else ():
-            if (kind, number) not in known:
-                yield f"{path}:{line}: names {kind or ''} {number}, which is not among the paper's in {PAGE}: correct the comment"
-    for n, cells, items in rows(page):
-        there = [(m[1], int(m[2])) for m in LINK.finditer(cells[2]) if m[1] in texts]
-        beside = {(k, number) for path, at in there for _, lines, k, number in named(texts[path]) if at in lines}
-        absent = [" ".join(item) for item in items if not {item, (None, item[1])} & beside]
-        if there and absent and "†" not in cells[0]:
-            yield f"{PAGE}:{n}: {absent[0]} is in no comment beside the lines linked there: name it, or add a † to the row"
-        if there and not absent and "†" in cells[0]:
-            yield f"{PAGE}:{n}: {cells[0]}: now named beside a line linked there: take the † away"
+    for n, line in enumerate(page.splitlines(), 1):
+        for shown, path, names in LINK.findall(line):
+            if shown != path:
+                yield f"{PAGE}:{n}: {shown} leads to {path}: write the same twice"
+            if path not in texts and (path.endswith(".py") or not (ROOT / path).exists()):
+                yield f"{PAGE}:{n}: {path}: expected a file, which is gone"
+                continue
+            for name in re.findall("`([^`]+)`", names):
+                problem = wrong(name, definitions(texts.get(path, "")))
+                if problem:
+                    yield f"{PAGE}:{n}: {path} `{name}`: {problem}"
+    for n, cells, _ in rows(page):
+        rest = LINK.sub("", " ".join(cells[2:]))
+        if "`" in rest or "](../" in rest:
+            yield f"{PAGE}:{n}: expected names behind the link [`FILE`](../FILE) to theirs: {rest}"
 
 
 def load():
-    folders = *SCRIPTS, "tests", "tools"
-    return {str(p.relative_to(ROOT)): p.read_text() for folder in folders for p in sorted((ROOT / folder).glob("*.py"))}
+    folders = [*SCRIPTS, "tests", "tools"]
+    paths = [path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
+    return {str(path.relative_to(ROOT)): path.read_text() for path in paths}
 
 
-def renumber(page, texts):
-    lines = page.splitlines()
-    for n, m, holders in links(page, texts):
-        if holders:
-            line = min(holders, key=lambda i: abs(i - int(m[2])))
-            lines[n - 1] = lines[n - 1].replace(m[0], f"[`{m[1]}:{line}`](../{m[1]}#L{line}) `{m[3]}`")
-    return "\n".join(lines) + "\n"
+def problems(page, texts):
+    return [*check_names(page, texts), *check_numbers(page, texts)]
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in (["check"], ["renumber"]):
+    if sys.argv[1:] != ["check"]:
         sys.exit(__doc__)
-    page, texts = (ROOT / PAGE).read_text(), load()
-    if sys.argv[1] == "renumber":
-        page = renumber(page, texts)
-        (ROOT / PAGE).write_text(page)
-    problems = list(check_links(page, texts))
-    if sys.argv[1] == "check" and not problems:  # comments are looked for beside lines, which must be right for that
-        problems = list(check_names(page, texts))
-    sys.exit("\n".join(problems) or None)
+    sys.exit("\n".join(problems((ROOT / PAGE).read_text(), load())) or None)
