@@ -1,8 +1,14 @@
-"""Parameter counts of the paper, and per-task gradients against K separate backward passes."""
+"""Networks with the paper's parameter counts, and the per-task gradients of their losses."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from scripts import MODULES, WITH_LAYER_NORM
+from torch import nn
+
+every_script = pytest.mark.parametrize("module", MODULES.values(), ids=lambda m: m.SCRIPT)
 
 COUNTS = {  # MT10, MT50: paper, Table B.2; exact by Section B.3's convention
     "vanilla_mtppo.py": (683_645, 715_805),
@@ -17,108 +23,227 @@ COUNTS = {  # MT10, MT50: paper, Table B.2; exact by Section B.3's convention
     "ablations/ln_popart_fairgrad_fairgrad.py": (684_865, 717_105),
     "ablations/ln_popart_pcgrad_pcgrad.py": (684_865, 717_105),
     "ablations/ln_popart_cagrad_cagrad.py": (684_865, 717_105),
-    "ablations/symmetric_ln_popart.py": (686_065, 718_305),  # 1,200 more in the actor, as in the critic
+    # 1,200 more in the actor, as in the critic
+    "ablations/symmetric_ln_popart.py": (686_065, 718_305),
     "ablations/toppo_popart_ema.py": (684_865, 717_105),
 }
 
 
-@pytest.mark.parametrize("path", COUNTS)
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("path", MODULES)
 def test_parameter_counts(path):
     for num_tasks, expected in zip((10, 50), COUNTS[path]):
         agent = MODULES[path].Agent(num_tasks, MODULES[path].Args().hidden_sizes)
-        assert sum(p.numel() for p in agent.parameters()) == expected
+        assert count(agent) == expected
         if "symmetric" not in path:
-            assert sum(p.numel() for p in agent.actor.parameters()) == {10: 342_404, 50: 358_404}[num_tasks]
+            assert count(agent.actor) == {10: 342_404, 50: 358_404}[num_tasks]
         assert agent.log_std.shape == (num_tasks, 4)
         assert (agent.log_std == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_tasks"),
+    [
+        ("--benchmark MT25", 25),
+        ("--tasks push-v3 door-open-v3 reach-v3", 3),
+        ("", 50),
+        ("--benchmark MT10", 10),
+    ],
+)
+def test_sizes_and_budget_follow_from_the_tasks(flags, num_tasks, monkeypatch):
+    module = MODULES["toppo_mt50.py"]
+    monkeypatch.setattr("sys.argv", ["toppo_mt50.py", *flags.split()])
+    args, checkpoint = module.parse_args()
+    assert checkpoint is None
+    assert len(args.tasks) == num_tasks
+    assert args.total_timesteps == 2_000_000 * num_tasks
+    assert args.collect_steps == 10_000 * num_tasks
+    assert args.num_collects == 200
+    assert args.eval_interval == 40_000 * num_tasks
+
+    agent = module.Agent(num_tasks, args.hidden_sizes)
+    hidden_weights = 400 * (39 + num_tasks) + 2 * 400 * 400
+    actor = hidden_weights + 3 * 400 + 4 * 401 + 4 * num_tasks
+    critic = hidden_weights + 3 * 800 + 401 + 2 * num_tasks
+    assert count(agent) == actor + critic
+    assert agent.actor[0].in_features == agent.critic[0].in_features == 39 + num_tasks
 
 
 @pytest.mark.parametrize("path", MODULES)
 def test_layer_norm_sits_where_the_script_says(path):
     """In the hidden layers, before the ReLU; of the critic (LN-c), or of both networks."""
     agent = MODULES[path].Agent(3, (32, 16))
-    for net, expected in (agent.critic, MODULES[path] in WITH_LAYER_NORM), (agent.actor, "symmetric" in path):
+    has_layer_norm = {"critic": MODULES[path] in WITH_LAYER_NORM, "actor": "symmetric" in path}
+    for side, expected in has_layer_norm.items():
+        net = getattr(agent, side)
         hidden = ["Linear", "LayerNorm", "ReLU"] if expected else ["Linear", "ReLU"]
         assert [type(layer).__name__ for layer in net] == [*hidden, *hidden, "Linear"]
-        assert [layer.bias is None for layer in net if isinstance(layer, torch.nn.Linear)] == [expected, expected, False]
+        without_bias = [layer.bias is None for layer in net if isinstance(layer, nn.Linear)]
+        assert without_bias == [expected, expected, False]
 
 
-def test_initialisation_is_orthogonal_with_the_stated_gains():
-    agent = MODULES["vanilla_mtppo.py"].Agent(3, (64, 64))
-    for net, output_gain in (agent.actor, 0.01), (agent.critic, 1.0):
-        linears = [layer for layer in net if isinstance(layer, torch.nn.Linear)]
-        for layer, gain in zip(linears, [2**0.5, 2**0.5, output_gain]):
-            torch.testing.assert_close(torch.linalg.svdvals(layer.weight), torch.full((min(layer.weight.shape),), gain))
-            assert (layer.bias == 0).all()
+@every_script
+def test_initialisation_is_orthogonal_with_the_stated_gains(module):
+    agent = module.Agent(3, (64, 48))
+    for net, output_gain in ((agent.actor, 0.01), (agent.critic, 1.0)):
+        linears = [layer for layer in net if isinstance(layer, nn.Linear)]
+        for layer, gain in zip(linears, [2**0.5, 2**0.5, output_gain], strict=True):
+            singular_values = torch.linalg.svdvals(layer.weight)
+            torch.testing.assert_close(singular_values, torch.full_like(singular_values, gain))
+            assert layer.bias is None or (layer.bias == 0).all()
 
 
-@pytest.mark.parametrize("path", MODULES)
-def test_per_task_gradients_equal_k_backward_passes(path):
-    module, num_tasks, n = MODULES[path], 4, 9
+@every_script
+def test_log_probabilities_are_those_of_the_unclipped_actions(module):
     torch.manual_seed(0)
-    agent = module.Agent(num_tasks, (24, 16, 8)).double()
-    for p in agent.parameters():  # away from the special values 0 and 1 of the start
+    agent = module.Agent(3, (16,)).double()
+    agent.log_std.data = torch.randn(3, 4).double()
+    obs = torch.randn(3, 2, 5, 42).double()
+    actions = 3 * torch.randn(3, 2, 5, 4).double()  # many are outside [-1, 1]
+    expected = torch.zeros(3, 2, 5).double()
+    for k, e, t in np.ndindex(3, 2, 5):
+        z = (actions[k, e, t] - agent.actor(obs[k, e, t])) / agent.log_std[k].exp()
+        log_densities = -(z**2) / 2 - agent.log_std[k] - math.log(2 * math.pi) / 2
+        expected[k, e, t] = log_densities.sum()
+    torch.testing.assert_close(agent.log_probs(obs, actions), expected)
+
+
+# --- Per-task gradients
+
+
+def plain_policy_loss(agent, mb, k, args):
+    """Eq. (1) for the actor, of task k alone."""
+    advantages = mb["advantages"][k]
+    deviations = advantages - advantages.mean()
+    advantages = deviations / ((deviations**2).mean().sqrt() + 1e-8)
+    log_std = agent.log_std[k]
+    z = (mb["actions"][k] - agent.actor(mb["obs"][k])) / log_std.exp()
+    log_probs = (-(z**2) / 2 - log_std - math.log(2 * math.pi) / 2).sum(1)
+    ratio = (log_probs - mb["old_log_probs"][k]).exp()
+    clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages).mean()
+    entropy = (log_std + math.log(2 * math.pi * math.e) / 2).sum()
+    return -surrogate - args.ent_coef * entropy
+
+
+def plain_value_loss(agent, mb, k, args):
+    """Eq. (1) for the critic, of task k alone."""
+    values = agent.critic(mb["obs"][k])[:, 0]
+    if hasattr(agent, "popart"):
+        values = agent.popart.scale[k] * values + agent.popart.bias[k]
+    old_values = mb["old_values"][k]
+    returns = mb["returns"][k]
+    clipped = old_values + (values - old_values).clamp(-args.clip_coef, args.clip_coef)
+    errors = torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+    return args.vf_coef * errors.mean() / 2
+
+
+def agent_and_minibatch(module, activation):
+    """Of four tasks, in fp64, away from the special values 0 and 1 of the start."""
+    torch.manual_seed(0)
+    num_tasks = 4
+    n = 9
+    agent = module.Agent(num_tasks, (24, 16, 8))
+    for net in (agent.actor, agent.critic):
+        for i, layer in enumerate(net):
+            if isinstance(layer, nn.ReLU):
+                net[i] = activation()
+    agent = agent.double()
+    for p in agent.parameters():
         p.data += 0.1 * torch.randn_like(p)
     obs = torch.randn(num_tasks, n, 39 + num_tasks).double()
-    target, weight = torch.randn(num_tasks, n).double(), torch.rand(num_tasks, n).double()
-
-    def critic_loss(output, k):  # own parameters enter as they do in the scripts
-        if hasattr(agent, "head_weight"):
-            output = agent.head_weight[k, None] * output + agent.head_bias[k, None]
-        return (weight[k] * (output - target[k]) ** 2).sum(-1)
-
-    def actor_loss(mean, k):
-        return (weight[k][..., None] * (mean - target[k][..., None]) ** 2 * agent.log_std[k].exp().unsqueeze(-2)).sum((-1, -2))
-
-    everyone = torch.arange(num_tasks)
-    for net, own, loss in (
-        (agent.critic, [agent.head_weight, agent.head_bias] if hasattr(agent, "head_weight") else [], critic_loss),
-        (agent.actor, [agent.log_std], actor_loss),
-    ):
-        squeeze = (lambda x: x.squeeze(-1)) if net is agent.critic else (lambda x: x)
-        output, tape = module.forward_with_tape(net, obs)
-        torch.testing.assert_close(output, net(obs))
-        grads, own_grads = module.per_task_gradients(loss(squeeze(output), everyone), tape, own)
-        assert [g.shape for g in grads] == [(num_tasks, *p.shape) for p in net.parameters()]
-        for k in range(num_tasks):
-            expected = torch.autograd.grad(loss(squeeze(net(obs[k])), k), [*net.parameters(), *own])
-            for g, whole in zip(grads, expected):
-                torch.testing.assert_close(g[k], whole, rtol=1e-12, atol=1e-12)
-            for row, whole in zip(own_grads, expected[len(expected) - len(own) :]):
-                torch.testing.assert_close(row[k], whole[k], rtol=1e-12, atol=1e-12)
-                assert (whole[everyone != k] == 0).all()
+    actions = torch.randn(num_tasks, n, 4).double()
+    values = agent.critic(obs)[..., 0].detach()
+    log_probs = agent.log_probs(obs[:, None], actions[:, None])[:, 0].detach()
+    mb = {
+        "obs": obs,
+        "actions": actions,
+        "old_log_probs": log_probs + 0.3 * torch.randn(num_tasks, n),
+        "advantages": torch.randn(num_tasks, n) * 10.0 ** torch.arange(-2, 2)[:, None],
+        "returns": values + torch.randn(num_tasks, n),
+        "old_values": values + 0.3 * torch.randn(num_tasks, n),
+    }
+    return agent, {name: x.double() for name, x in mb.items()}
 
 
-def test_gram_and_combined_gradient():
-    module = MODULES["vanilla_mtppo.py"]
+@every_script
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+def test_per_task_gradients_equal_k_backward_passes(module, activation):
+    """Also of networks that a researcher has changed."""
+    agent, mb = agent_and_minibatch(module, activation)
+    args = module.Args(clip_coef=0.2, vf_coef=0.5, ent_coef=0.1)
+    critic_rows = dict(agent.popart.named_parameters()) if hasattr(agent, "popart") else {}
+    sides = [
+        (module.policy_loss, plain_policy_loss, agent.actor, {"log_std": agent.log_std}),
+        (module.value_loss, plain_value_loss, agent.critic, critic_rows),
+    ]
+    for loss, plain_loss, net, rows in sides:
+        with torch.no_grad():  # as in update
+            gradients, metrics = module.per_task_gradients(loss, net, rows, mb, args)
+        assert gradients.shared.shape == (4, count(net))
+        assert gradients.rows.keys() == rows.keys()
+        for k in range(4):
+            expected_loss = plain_loss(agent, mb, k, args)
+            expected = torch.autograd.grad(expected_loss, [*net.parameters(), *rows.values()])
+            own = expected[len(expected) - len(rows) :]
+            g_k = torch.cat([g.flatten() for g in expected[: len(expected) - len(rows)]])
+            torch.testing.assert_close(gradients.shared[k], g_k, rtol=1e-12, atol=1e-12)
+            for name, whole in zip(rows, own):
+                torch.testing.assert_close(
+                    gradients.rows[name][k], whole[k], rtol=1e-12, atol=1e-12
+                )
+                assert whole.count_nonzero() == whole[k].count_nonzero()  # of no other task
+            name = "losses/policy" if loss is module.policy_loss else "losses/value"
+            torch.testing.assert_close(metrics[name][k], expected_loss)
+
+
+@every_script
+def test_both_clips_act_on_some_samples_of_this_minibatch(module):
+    agent, mb = agent_and_minibatch(module, nn.ReLU)
+    args = module.Args()
+    rows = dict(agent.popart.named_parameters()) if hasattr(agent, "popart") else {}
+    critic = module.per_task_gradients(module.value_loss, agent.critic, rows, mb, args)[1]
+    rows = {"log_std": agent.log_std}
+    actor = module.per_task_gradients(module.policy_loss, agent.actor, rows, mb, args)[1]
+    assert 0.1 < critic["losses/value_clip_fraction"].mean() < 0.9
+    assert 0.1 < actor["losses/ratio_clip_fraction"].mean() < 0.9
+
+
+def jacobian(num_tasks, agent):
+    """Gradients of very different lengths, and of more columns than one block of gram."""
     torch.manual_seed(1)
-    num_tasks, agent = 3, module.Agent(3, (300, 300))  # more than one block of columns
-    shared, own = list(agent.actor.parameters()), [agent.log_std, torch.nn.Parameter(torch.zeros(num_tasks))]
-    J = torch.randn(num_tasks, sum(p.numel() for p in shared)) * 10.0 ** torch.tensor([[-8.0], [0.0], [3.0]])
-    grads = [g.view(num_tasks, *p.shape) for p, g in zip(shared, J.split([p.numel() for p in shared], dim=1))]
-    own_grads, weights = [torch.randn(num_tasks, 4), torch.randn(num_tasks)], torch.tensor([1e8, 0.5, 1e-3], dtype=torch.float64)
-    J = J.double().numpy()
-    torch.testing.assert_close(module.gram(grads), torch.from_numpy(J @ J.T), rtol=1e-12, atol=0)
-    module.set_combined_gradient(shared, grads, own, own_grads, weights)
-    combined = torch.cat([p.grad.flatten() for p in shared])
-    torch.testing.assert_close(combined, torch.from_numpy(weights.numpy() @ J).float())
-    for k in range(num_tasks):  # a weight scales the task's own row and nothing else
-        torch.testing.assert_close(own[0].grad[k], weights[k].float() * own_grads[0][k])
-        torch.testing.assert_close(own[1].grad[k], weights[k].float() * own_grads[1][k])
+    J = torch.randn(num_tasks, count(agent.actor)) * 10.0 ** torch.tensor([[-8.0], [0.0], [3.0]])
+    assert J.shape[1] > 65_536
+    return J
 
 
-@pytest.mark.parametrize(
-    ("flags", "num_tasks"),
-    [("--benchmark MT25", 25), ("--tasks push-v3 door-open-v3 reach-v3", 3), ("", 50), ("--benchmark MT10", 10)],
-)
-def test_sizes_and_budget_follow_from_the_tasks(flags, num_tasks, monkeypatch):
-    module = MODULES["toppo_mt50.py"]
-    monkeypatch.setattr("sys.argv", ["toppo_mt50.py", *flags.split()])
-    args, names, _ = module.parse_args()
-    assert len(names) == num_tasks and args.total_timesteps == 2_000_000 * num_tasks
-    assert args.eval_interval == {10: 400_000, 50: 1_000_000}.get(num_tasks, 20_000 * num_tasks)
-    shared = 400 * (39 + num_tasks) + 2 * 400 * 400  # weights of three hidden layers
-    actor, critic = shared + 3 * 400 + 4 * 401 + 4 * num_tasks, shared + 3 * 800 + 401 + 2 * num_tasks
-    agent = module.Agent(num_tasks, args.hidden_sizes)
-    assert sum(p.numel() for p in agent.parameters()) == actor + critic
-    assert agent.actor[0].in_features == agent.critic[0].in_features == 39 + num_tasks
+@every_script
+def test_gram_is_summed_in_fp64(module):
+    J = jacobian(3, module.Agent(3, (300, 300)))
+    G = module.gram(J)
+    assert G.dtype == torch.float64
+    exact = J.double().numpy()
+    np.testing.assert_allclose(G, exact @ exact.T, rtol=1e-12, atol=0)
+
+
+@every_script
+def test_weights_scale_the_tasks_gradients_and_their_own_rows_only(module):
+    agent = module.Agent(3, (300, 300))
+    J = jacobian(3, agent)
+    weights = np.array([1e8, 0.5, 1e-3])
+    rows = {"log_std": agent.log_std, "bias": nn.Parameter(torch.zeros(3))}
+    gradients = module.Gradients(J, {"log_std": torch.randn(3, 4), "bias": torch.randn(3)})
+    with torch.no_grad():
+        module.set_gradients(agent.actor, rows, gradients, weights)
+    d = torch.cat([p.grad.flatten() for p in agent.actor.parameters()])
+    torch.testing.assert_close(d, torch.from_numpy(weights @ J.double().numpy()).float())
+    for p in agent.actor.parameters():
+        assert p.grad.shape == p.shape
+    for name, parameter in rows.items():
+        for k in range(3):
+            expected = float(weights[k]) * gradients.rows[name][k]
+            torch.testing.assert_close(parameter.grad[k], expected)
+    assert all(p.grad is None for p in agent.critic.parameters())

@@ -4,139 +4,271 @@ import csv
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from scripts import MODULES, PATHS, ROOT, run, scalars
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar import layout_pb2
+from scripts import MODULES, PATHS, SMALL, TASKS, Terminal, result, run, scalars
 
-TASKS = ["reach-v3", "drawer-close-v3", "push-v3"]
-SMALL = ["--tasks", *TASKS, "--num-steps", "500", "--update-epochs", "2", "--num-minibatches", "4", "--eval-episodes", "1",
-         "--eval-interval", "3000", "--torch-threads", "1"]  # fmt: skip
+FLAGS = [*SMALL, "--total-timesteps", "2000", "--eval-interval", "2000"]  # two collects
+FLAGS += ["--keep-checkpoints-every", "1"]
+KINDS_OF_STATE = ["vanilla_mtppo.py", "toppo_mt50.py", "ablations/toppo_popart_ema.py"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A function that runs a script to its end, once. Returns its process and its directory."""
+    runs = {}
+
+    def finished_run(path):
+        if path not in runs:
+            run_dir = tmp_path_factory.mktemp("finished") / "run"
+            runs[path] = run(path, *FLAGS, "--run-dir", run_dir), run_dir
+        return runs[path]
+
+    return finished_run
 
 
 def load(run_dir):
     return torch.load(run_dir / "checkpoint.pt", weights_only=True)
 
 
-def tensorboard_layout(run_dir):
-    """What TensorBoard's tab "custom scalars" opens with: {panel: regular expression of the tags in it}."""
-    events = EventAccumulator(str(run_dir))
-    events.Reload()
-    (event,) = events.Tensors("custom_scalars__config__")
-    (category,) = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
-    assert [chart.title for chart in category.chart] == ["success", "tails", "critic health", "speed"]
-    return {chart.title: "|".join(chart.multiline.tag) for chart in category.chart}
+def evaluations(run_dir):
+    with open(run_dir / "evals.csv") as file:
+        return list(csv.DictReader(file))
 
 
-def check_dump(run_dir, path):
-    """Of every second collect from the first on; the gradients' own Gram, and the rule that the weights come from."""
-    (file,) = (run_dir / "gradients").iterdir()
-    assert file.name == "collect_00000.npz"
-    with np.load(file, allow_pickle=False) as dump:
-        x = {name: dump[name] for name in dump}
-    popart = {"popart_mu", "popart_sigma"} if "popart" in path or "toppo" in path else set()
-    per_task = {"actor_weights", "critic_weights", "success_ema", *popart}
-    assert x.keys() == {"tasks", "collect", "global_step", "actor_gradients", "critic_gradients", *per_task}
-    assert x["tasks"].tolist() == TASKS and (x["collect"], x["global_step"]) == (0, 0)
-    assert all(x[name].shape == (3,) for name in per_task)
-    agent = MODULES[path].Agent(3, (400,) * 3)
-    for side, net in ("actor", agent.actor), ("critic", agent.critic):
-        assert x[f"{side}_gradients"].shape == (3, sum(p.numel() for p in net.parameters()))
-        G, w = (J := x[f"{side}_gradients"].astype(float)) @ J.T, x[f"{side}_weights"]
-        if side == "critic" and ("fairgrad" in path or "toppo" in path):
-            np.testing.assert_allclose((w * (G @ w))[G.diagonal() > 0], 1, rtol=1e-6)  # FairGrad's KKT condition
-        elif "cagrad" not in path and "pcgrad" not in path and "fairgrad_fairgrad" not in path and "toppo" not in path:
-            np.testing.assert_array_equal(w, 1 / 3)
+def expected_tags(path):
+    """The names of all scalars but the speeds."""
+    per_task = ["eval_success", "train_success", "train_return", "explained_variance"]
+    per_task += ["actor_gradient_norm", "critic_gradient_norm"]
+    tags = {"eval/success_worst_1", "replaced_episodes"}
+    losses = "policy value entropy approx_kl ratio_clip_fraction value_clip_fraction"
+    tags |= {f"losses/{name}" for name in losses.split()}
+    for side in ("actor", "critic"):
+        what = "log10_norm_spread mean_cosine top1_share combined_norm"
+        tags |= {f"gradients/{side}_{name}" for name in what.split()}
+    if "popart" in path or "toppo" in path:
+        per_task += ["popart_mu", "popart_sigma"]
+    if "fairgrad" in path or "toppo" in path:
+        per_task += ["fairgrad_weight", "fairgrad_contribution"]
+        solver = "kkt_residual newton_iterations used_scipy_fallback solver_fallback"
+        tags |= {f"fairgrad/{name}" for name in solver.split()}
+    return tags | {f"{tag}/{name}" for tag in per_task for name in ("mean", *TASKS)}
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_trains_logs_evaluates_and_resumes(path, tmp_path):
-    run_dir, script = tmp_path / "run", path.split("/")[-1][:-3]
-    process = run(path, *SMALL, "--total-timesteps", 3000, "--dump-gradients-every", 2, "--run-dir", run_dir)
+def test_trains_logs_and_evaluates(path, finished):
+    process, run_dir = finished(path)
     assert process.returncode == 0, process.stderr
-    first, *bars = process.stdout.splitlines()
-    parameters = sum(p.numel() for p in MODULES[path].Agent(3, (400,) * 3).parameters())
-    assert first == f"{script} on {' '.join(TASKS)}: K = 3, {parameters:,} parameters, device cpu, run directory {run_dir}"
-    assert [bar.split(",")[0].split("|")[2].strip() for bar in bars] == ["collect 0/2", "collect 1/2", "collect 2/2"]
-    assert all("steps/s" in bar and "ETA" in bar and "success" in bar and "\r" not in bar for bar in bars)
 
-    args = json.loads((run_dir / "args.json").read_text())
-    assert (args["script"], args["tasks"], args["num_steps"], args["total_timesteps"]) == (script, TASKS, 500, 3000)
-    rows = list(csv.DictReader(open(run_dir / "evals.csv")))
-    assert [(int(r["step"]), r["task"], int(r["episodes"])) for r in rows] == [(s, t, 1) for s in (0, 3000) for t in TASKS]
-    assert all(0 <= float(r["success_rate"]) <= 1 and float(r["mean_return"]) >= 0 for r in rows)
-    checkpoint = load(run_dir)
-    assert {"args", "collect", "global_step", "agent", "optimizer"} <= checkpoint.keys()
-    assert (checkpoint["collect"], checkpoint["global_step"]) == (2, 3000)
+    # In a file there is one line a collect, and no progress bar
+    script = MODULES[path].SCRIPT
+    parameters = sum(p.numel() for p in MODULES[path].Agent(2, (16,)).parameters())
+    lines = process.stdout.splitlines()
+    assert process.stderr == ""
+    assert lines[0] == f"{script}: K = 2, {parameters:,} parameters, device cpu"
+    assert lines[1] == f"to continue: python {path} --run-dir {run_dir}"
+    assert lines[-1] == f"{script}: {run_dir} is finished"
+    for n, line in zip((1, 2), lines[2:-1], strict=True):
+        expected = rf"collect {n}/2, {n},000 steps, success [01]\.\d\d\d, [\d,]+ steps/s, "
+        assert re.fullmatch(expected + r"ETA \d\.\d\d h", line), line
 
+    # evals.csv
+    rows = evaluations(run_dir)
+    expected = [(step, task, "1") for step in ("0", "2000") for task in TASKS]
+    assert [(row["step"], row["task"], row["episodes"]) for row in rows] == expected
+    assert all(row["success_rate"] in ("0.0", "1.0") for row in rows)
+    assert all(float(row["mean_return"]) > 0 for row in rows)
+
+    # The checkpoints
+    kept = [f"checkpoint_0000{n}.pt" for n in (0, 1, 2)]
+    assert sorted(file.name for file in run_dir.glob("checkpoint*")) == ["checkpoint.pt", *kept]
+    assert (run_dir / kept[2]).read_bytes() == (run_dir / "checkpoint.pt").read_bytes()
+    assert load(run_dir)["progress"]["collects"] == 2
+
+    # TensorBoard
     logged = scalars(run_dir)
-    for title, tags in tensorboard_layout(run_dir).items():
-        assert any(re.match(tags, tag) for tag in [*logged, "speed/all_steps_per_second"]), title
-    expected = """eval_success/mean eval_success/push-v3 eval/success_worst_1 eval/success_worst_3 train_success/mean
-        train_return/mean explained_variance/mean explained_variance/push-v3 losses/policy losses/value losses/entropy
-        losses/approx_kl losses/ratio_clip_fraction losses/value_clip_fraction gradients/actor_mean_cosine
-        gradients/critic_mean_cosine gradients/critic_log10_norm_spread gradients/critic_top1_share gradients/norm_ratio
-        critic_gradient_norm/reach-v3""".split()
-    if "popart" in path or "toppo" in path:
-        expected += ["popart_mu/reach-v3", "popart_sigma/push-v3"]
-    if "fairgrad" in path or "toppo" in path:
-        expected += """fairgrad_weight/reach-v3 fairgrad_contribution/mean fairgrad/kkt_residual fairgrad/newton_iterations
-            fairgrad/used_scipy_fallback fairgrad/solver_fallback""".split()
-        # KKT and Theorem 1; where the value clip leaves a task no gradient, its contribution is 0 and the norm sqrt(K - 1)
-        assert all(value < 1e-8 for _, value in logged["fairgrad/kkt_residual"])
-        assert all(0.3 < value < 1 + 1e-6 for task in TASKS for _, value in logged[f"fairgrad_contribution/{task}"])
-        assert all(1 < value < 3**0.5 + 1e-6 for _, value in logged["gradients/critic_combined_norm"])
-    assert set(expected) <= logged.keys()
-    assert all(value == value for series in logged.values() for _, value in series)
-
-    check_dump(run_dir, path)
-    if path not in ("vanilla_mtppo.py", "toppo_mt50.py", "ablations/toppo_popart_ema.py"):  # three kinds of state to resume
-        return
-    again = run(path, "--resume", run_dir, "--total-timesteps", 4500)
-    assert again.returncode == 0, again.stderr
-    assert load(run_dir)["global_step"] == 4500
-    assert [s for s, _ in scalars(run_dir)["losses/value"]] == [1500, 3000, 4500]
-    assert len(list(csv.DictReader(open(run_dir / "evals.csv")))) == 9
+    assert logged.keys() == expected_tags(path)
+    for tag, series in logged.items():
+        steps = [0, 2000] if tag.startswith("eval") else [1000, 2000]
+        assert [step for step, _ in series] == steps, tag
+        assert all(abs(value) < float("inf") for _, value in series), tag
+    assert logged["replaced_episodes"] == [(1000, 0), (2000, 0)]
 
 
-@pytest.mark.parametrize("script", ["vanilla_mtppo", "toppo_mt50"])
-def test_same_seed_gives_the_numbers_of_before_it_was_made_fast(script, tmp_path):
-    """The first collect's scalars as an earlier commit logged them, up to the rounding of sums in another order. Later collects
-    drift apart, because contacts amplify rounding."""
-    reference = json.loads((ROOT / "tests/reference_scalars.json").read_text())
-    flags = reference["command"].split()[3:]  # behind python SCRIPT.py --no-cuda
-    process = run(f"{script}.py", *flags, "--run-dir", tmp_path)
+def continued(checkpoint, run_dir, path, *flags):
+    """Continues a run from a checkpoint, in a directory with nothing else."""
+    run_dir.mkdir()
+    shutil.copy(checkpoint, run_dir / "checkpoint.pt")
+    process = run(path, "--run-dir", run_dir, *flags)
     assert process.returncode == 0, process.stderr
-    first = {tag: min(series)[1] for tag, series in scalars(tmp_path).items()}
-    for tag, value in reference["scalars"][script].items():  # a fraction counts samples, some of which are at its threshold
-        assert first[tag] == pytest.approx(value, rel=2e-3, abs=5e-3 if tag.endswith("fraction") else 1e-5), tag
+    return process
 
 
-def test_track_mirrors_to_weights_and_biases(tmp_path):
-    """wandb is imported with --track only, and asked to follow TensorBoard. A stand-in notes what it is told."""
-    note = f"open({str(tmp_path / 'said')!r}, 'w').write(repr(sorted(said.items())))"
-    (tmp_path / "wandb.py").write_text(f"def init(**said):\n    {note}\n")
-    flags = [*SMALL, "--total-timesteps", 1500, "--run-dir", tmp_path / "run"]
-    process = run("vanilla_mtppo.py", *flags, "--track", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+@pytest.mark.parametrize("path", KINDS_OF_STATE)
+def test_a_kept_checkpoint_continues_to_the_very_same_end(path, finished, tmp_path):
+    _, run_dir = finished(path)
+    process = continued(run_dir / "checkpoint_00001.pt", tmp_path / "run", path)
+    assert process.stdout.splitlines()[2].startswith("collect 2/2, 2,000 steps")
+
+    tensors, tables, logged = result(run_dir)
+    new_tensors, new_tables, new_logged = result(tmp_path / "run")
+    assert new_tensors == tensors
+    assert new_tables == tables
+    later = {tag: [x for x in series if x[0] > 1000] for tag, series in logged.items()}
+    assert new_logged == later
+
+
+def test_a_larger_budget_continues_a_finished_run(finished, tmp_path):
+    """With other flags that may change, too. The end is not the finished run's, but goes on."""
+    _, run_dir = finished("toppo_mt50.py")
+    shutil.copytree(run_dir, tmp_path / "run")
+    flags = ["--total-timesteps", 4000, "--eval-interval", 3000, "--keep-checkpoints-every", 4]
+    process = run("toppo_mt50.py", "--run-dir", tmp_path / "run", *flags)
     assert process.returncode == 0, process.stderr
-    said = (tmp_path / "said").read_text()
-    assert "('name', 'run')" in said and "('sync_tensorboard', True)" in said and "'num_steps': 500" in said
+    bars = [line for line in process.stdout.splitlines() if line.startswith("collect")]
+    assert [line.split(",")[0] for line in bars] == ["collect 3/4", "collect 4/4"]
+
+    steps = [int(row["step"]) for row in evaluations(tmp_path / "run")]
+    assert steps == [0, 0, 2000, 2000, 3000, 3000, 4000, 4000]
+    logged = scalars(tmp_path / "run")
+    assert [step for step, _ in logged["losses/value"]] == [1000, 2000, 3000, 4000]
+    assert [step for step, _ in logged["eval_success/mean"]] == [0, 2000, 3000, 4000]
+    kept = sorted(file.name for file in (tmp_path / "run").glob("checkpoint_*"))
+    assert kept == [f"checkpoint_0000{n}.pt" for n in (0, 1, 2, 4)]
+    flags = json.loads((tmp_path / "run/args.json").read_text())
+    assert (flags["total_timesteps"], flags["eval_interval"]) == (4000, 3000)
 
 
+def test_a_finished_run_says_so_and_stays_as_it_is(finished):
+    _, run_dir = finished("vanilla_mtppo.py")
+
+    def content():
+        return {file.name: file.read_bytes() for file in run_dir.iterdir()}
+
+    before = content()
+    process = run("vanilla_mtppo.py", *FLAGS, "--run-dir", run_dir)
+    said = f"{run_dir} is finished; a larger --total-timesteps continues it"
+    assert process.stdout == f"vanilla_mtppo: {said}\n"
+    assert (process.returncode, process.stderr) == (0, "")
+    assert content() == before
+
+
+def test_progress_in_a_terminal(finished, tmp_path):
+    """A bar moves within the collect and leaves the lines of a file. Seed 2 is another run."""
+    flags = ["--num-steps", 1500, "--update-epochs", 20, "--eval-episodes", 3, "--seed", 2]
+    flags += ["--total-timesteps", 3000, "--run-dir", tmp_path]
+    terminal = Terminal("toppo_mt50.py", *FLAGS, *flags)
+    assert terminal.read_to_the_end() == 0
+    for part in ("evaluation", "rollout", "update"):
+        seen = re.findall(rf"\r{part}: +(\d+)%", terminal.screen)
+        assert seen and max(map(int, seen)) > 0, (part, terminal.screen)
+
+    # What is left on the screen: a bar wipes itself out before the next line is written over it
+    lines = [line.rstrip().split("\r")[-1] for line in terminal.screen.splitlines(keepends=True)]
+    lines = [line for line in lines if line]
+    assert len(lines) == 4
+    assert lines[1] == f"to continue: python toppo_mt50.py --run-dir {tmp_path}"
+    assert lines[2].startswith("collect 1/1, 3,000 steps")
+    assert lines[3] == f"toppo_mt50: {tmp_path} is finished"
+
+    first = scalars(finished("toppo_mt50.py")[1])
+    second = scalars(tmp_path)
+    for tag in ("losses/policy", "losses/value", "train_return/mean"):
+        assert first[tag][0][1] != second[tag][0][1]
+
+
+def open_run(module, tmp_path, monkeypatch, **flags):
+    """What a script does in its run directory before it trains. Returns the flags written."""
+    args = module.Args(tasks=tuple(TASKS), run_dir=str(tmp_path / "run"), **flags)
+    module.open_run(args, 0).close()
+    return json.loads((tmp_path / "run/args.json").read_text())
+
+
+@pytest.mark.parametrize("folder", [".", "ablations"])
+def test_args_json_holds_flags_commit_edits_and_packages(folder, tmp_path, monkeypatch):
+    """In a repository of its own, where an edit of the shared module is an edit, too."""
+    repository = tmp_path / "a repository"
+    (repository / "ablations").mkdir(parents=True)
+    files = ["solver.py", "ablations/script.py", "page.md"]
+
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        words = ["git", "-C", repository, *identity, *words]
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+
+    for file in files:
+        (repository / file).write_text("before\n")
+    git("init")
+    git("add", ".")
+    git("commit", "--message", "first")
+    for file in files:
+        (repository / file).write_text(f"after, {file}\n")
+
+    module = MODULES["toppo_mt50.py"]
+    monkeypatch.setattr(module, "__file__", str(repository / folder / "script.py"))
+    written = open_run(module, tmp_path, monkeypatch, seed=7)
+    assert (written["script"], written["seed"], written["tasks"]) == ("toppo_mt50", 7, TASKS)
+    assert written["commit"] == git("rev-parse", "HEAD")
+    assert "+after, ablations/script.py" in written["edits"]
+    assert "+after, solver.py" in written["edits"]
+    assert "page.md" not in written["edits"]
+    assert written["packages"]["torch"] == version("torch")
+    assert {"metaworld", "mujoco", "numpy", "tyro"} <= written["packages"].keys()
+
+
+def test_track_mirrors_to_weights_and_biases(tmp_path, monkeypatch):
+    """wandb is imported with --track only, and asked to follow TensorBoard. Notes what is said."""
+    said = {}
+    stand_in = SimpleNamespace(init=said.update)
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    for path, module in MODULES.items():
+        monkeypatch.setattr(module, "find_spec", lambda name: stand_in)
+        (tmp_path / path).mkdir(parents=True)
+        open_run(module, tmp_path / path, monkeypatch)
+        assert not said
+        written = open_run(module, tmp_path / path / "tracked", monkeypatch, track=True)
+        assert (said["name"], said["sync_tensorboard"]) == ("run", True)
+        assert said["config"] | {"tasks": TASKS, "hidden_sizes": [400, 400, 400]} == written
+        said.clear()
+
+
+@pytest.mark.long
 def test_all_fifty_tasks(tmp_path):
-    """One collect of MT50 through rollout, update, evaluation, checkpoint; without the value clip every task has a gradient."""
-    flags = ["--num-steps", 500, "--total-timesteps", 25_000, "--update-epochs", 2, "--eval-episodes", 1, "--no-clip-vloss"]
-    flags += ["--run-dir", tmp_path]
-    process = run("toppo_mt50.py", *flags, timeout=600)
+    """One collect of MT50. Without the value clip every task has a gradient."""
+    flags = ["--num-steps", 500, "--total-timesteps", 25_000, "--update-epochs", 2]
+    flags += ["--eval-episodes", 1, "--no-clip-vloss", "--run-dir", tmp_path]
+    process = run("toppo_mt50.py", *flags, timeout=1800)
     assert process.returncode == 0, process.stderr
-    assert "on MT50: K = 50, 717,105 parameters" in process.stdout
-    rows = list(csv.DictReader(open(tmp_path / "evals.csv")))
-    assert len({r["task"] for r in rows}) == 50 and len(rows) == 100
+    assert "toppo_mt50: K = 50, 717,105 parameters" in process.stdout
+    rows = evaluations(tmp_path)
+    assert len(rows) == 100
+    assert len({row["task"] for row in rows}) == 50
+
     logged = scalars(tmp_path)
     assert len([tag for tag in logged if tag.startswith("popart_sigma/")]) == 51
-    assert abs(logged["gradients/critic_combined_norm"][0][1] - 50**0.5) < 1e-4  # Theorem 1 on every minibatch
+    # Theorem 1 on every minibatch
+    assert abs(logged["gradients/critic_combined_norm"][0][1] - 50**0.5) < 1e-4
     assert abs(logged["fairgrad_contribution/mean"][0][1] - 1) < 1e-6
-    assert load(tmp_path)["global_step"] == 25_000
+    assert load(tmp_path)["progress"]["collects"] == 1
+
+
+EXTREMES = {  # what the flags' checks let through
+    "least": "--update-epochs 1 --num-minibatches 1 --gamma 0 --gae-lambda 0 --clip-coef 0 "
+    "--vf-coef 0 --ent-coef 0 --max-grad-norm 0 --learning-rate 0 --hidden-sizes 1 --seed 0",
+    "most": "--update-epochs 1 --num-minibatches 500 --gamma 1 --gae-lambda 1 --clip-coef 1e9 "
+    "--vf-coef 1e3 --ent-coef 1 --max-grad-norm 1e9 --learning-rate 1e-3 --seed 4294967295",
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("which", EXTREMES)
+def test_flags_at_their_ends_train(which, tmp_path):
+    process = run("toppo_mt50.py", *FLAGS, "--run-dir", tmp_path, *EXTREMES[which].split())
+    assert process.returncode == 0, process.stderr
+    assert os.path.exists(tmp_path / "checkpoint.pt")
