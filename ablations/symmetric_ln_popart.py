@@ -578,6 +578,8 @@ def collect_episodes(envs, agent, rng, args):
     finite = np.isfinite(rollout.obs).all(axis=(2, 3))  # [K, E]
     finite &= np.isfinite(rollout.rewards).all(axis=2)
     for k, e in np.argwhere(~finite):
+        if not finite[k].any():
+            fail(f"no finite episode of {args.tasks[k]}; the last checkpoint is good")
         print(f"{SCRIPT}: replaced an episode of {args.tasks[k]}: not finite", file=sys.stderr)
         for x in rollout:
             x[k, e] = x[k, finite[k].argmax()]

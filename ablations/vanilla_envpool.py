@@ -1,543 +1,819 @@
-"""Vanilla MT-PPO on EnvPool's Meta-World: one PPO agent for all tasks, the baseline of TOPPO (arXiv 2605.11473).
+"""Vanilla MT-PPO on EnvPool's Meta-World: the baseline of TOPPO's ladder (arXiv 2605.11473).
 
-The critic learns raw returns and has no LayerNorm; both networks follow the plain mean of the K per-task gradients.
-Shapes: K tasks, T steps per task and collect in E episodes, n the largest share of a task in a minibatch.
-Training runs on EnvPool's C++ Meta-World (pip install -r requirements-envpool.txt): a fresh goal at every reset instead of one of
-50, V2 rewards only, MuJoCo 3.6; evaluation stays on Meta-World and its 50 goals. Each collect makes new pools, with seeds drawn
-from (seed, collect), so --resume is exact as long as --num-envs-per-task stays the same.
+Actor and critic follow the mean of the K per-task gradients of Eq. (1).
+
+Training episodes are played in EnvPool's C++ Meta-World (pip install -r requirements-envpool.txt):
+each has a fresh goal, V2 rewards and MuJoCo 3.6. Evaluation stays on Meta-World's 50 goals.
+
+Shapes: K tasks, T steps per task and collect in E episodes, n samples per task in a minibatch,
+D shared parameters in a network.
 """
 
-import ctypes
 import fcntl
 import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
-import warnings
-import zipfile
-from contextlib import redirect_stderr, suppress
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from importlib.metadata import distributions
 from importlib.util import find_spec
-from io import BytesIO, StringIO
+from io import BytesIO
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # OpenMP threads that wait by spinning crawl on cores that others use too
-if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):  # glibc: keep the 25 MB buffers that each minibatch frees,
-    ctypes.CDLL(None).mallopt(-3, 1 << 25), ctypes.CDLL(None).mallopt(-1, 1 << 30)  # or it pays page faults for them anew
 import metaworld
-import mujoco
 import numpy as np
 import torch
 import torch.nn as nn
 import tyro
 from metaworld.env_dict import MT10_V3, MT25_V3, MT50_V3
 from torch.distributions import Normal
+from torch.func import functional_call, grad, vmap
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import trange
 
 SCRIPT = Path(__file__).stem
-BENCHMARKS = {"MT10": MT10_V3, "MT25": MT25_V3, "MT50": MT50_V3}  # dicts from task names
+BENCHMARKS = {"MT10": MT10_V3, "MT25": MT25_V3, "MT50": MT50_V3}
 EPISODE_STEPS = 500  # every episode has this length and ends by truncation only
-NUM_GOALS = 50  # training goals per task
-PANELS = {"success": "(eval|train)_success/mean", "tails": "eval/success_worst_.*",  # of TensorBoard; which tags each shows
-          "critic health": "explained_variance/mean|gradients/critic_(mean_cosine|top1_share)", "speed": "speed/.*"}
-MAX_SKIPPED = 10  # episodes and minibatches of a collect that a task may spoil with numbers that are not finite (our choice)
-OBS_DIM, ACTION_DIM = 39, 4  # 18 numbers now, 18 of the step before, 3 of the goal; the task's one-hot comes behind (B.1)
-Normal.set_default_validate_args(False)  # the checks would wait for the GPU
+NUM_GOALS = 50  # training goals of a task
+OBS_DIM = 39  # 18 numbers now, 18 of the step before, 3 of the goal (B.1)
+ACTION_DIM = 4
+
+Normal.set_default_validate_args(False)  # checks would wait for the GPU, and vmap refuses them
+bar = partial(trange, leave=False, disable=None, ncols=80)  # progress, in a terminal only
 
 
 @dataclass
 class Args:
     seed: int = 1
-    """seed of the initial weights, goals, action noise and minibatches (Table B.1: 10 seeds reported)"""
-    benchmark: str = "MT50"
-    """Meta-World task set: MT10, MT25 or MT50 (Section 5.1: MT10 and MT50)"""
+    """seed of the initial weights, goals, action noise and minibatches (Table B.1: 10 seeds)"""
+    benchmark: Literal["MT10", "MT25", "MT50"] = "MT50"
+    """Meta-World task set (Section 5.1: MT10 and MT50)"""
     tasks: tuple[str, ...] = ()
     """Meta-World task names, such as reach-v3 door-open-v3, in place of a benchmark"""
-    reward_version: str = "v2"
+    reward_version: Literal["v2"] = "v2"
     """Meta-World's reward functions; EnvPool has v2 only (Section 5.1: v2 unless labelled V1)"""
-    total_timesteps: int | None = None
-    """budget in environment steps, all tasks together; None: 2,000,000 per task, 100 M on MT50 (Section 5.1)"""
     num_steps: int = 10_000
-    """environment steps per task and collect, a multiple of an episode's 500 (Table B.1, from Meta-World+)"""
+    """environment steps per task and collect, a multiple of an episode's 500 (Table B.1)"""
     update_epochs: int = 16
-    """passes over each collect, "PPO repeats per collect" (Table B.1, from Meta-World+)"""
+    """passes over each collect, "PPO repeats per collect" (Table B.1)"""
     num_minibatches: int = 32
     """task-stratified minibatches per pass (Table B.1: minibatch size = collect / 32)"""
     learning_rate: float = 3e-4
-    """Adam's step size, constant (Table B.1, from Meta-World+; Section 5.2: no schedule)"""
+    """Adam's step size, constant (Table B.1; Section 5.2: no schedule)"""
+    adam_eps: float = 1e-8
+    """Adam's epsilon (our choice: PyTorch's default; Meta-World+ has 1e-5)"""
     gamma: float = 0.99
-    """discount per step (Table B.1, from Meta-World+)"""
+    """discount per step (Table B.1)"""
     gae_lambda: float = 0.97
-    """lambda of generalized advantage estimation (Table B.1, from Meta-World+)"""
+    """lambda of generalized advantage estimation (Table B.1)"""
     bootstrap_truncation: bool = True
-    """value an episode's last observation by the critic (our choice); --no-bootstrap-truncation: as 0, like Meta-World+"""
+    """value an episode's last observation by the critic (our choice; Meta-World+: as 0)"""
     clip_coef: float = 0.2
-    """epsilon of the ratio clip and of the value clip (Table B.1, from Meta-World+)"""
+    """epsilon of the ratio clip and of the value clip (Table B.1)"""
     clip_vloss: bool = True
     """clip the value loss (B.2: enabled, unlike Meta-World+'s MT50 example)"""
     vf_coef: float = 0.001
-    """weight of the value loss (Table B.1, from Meta-World+)"""
+    """weight of the value loss (Table B.1)"""
     ent_coef: float = 0.005
-    """weight of the entropy bonus (Table B.1, from Meta-World+)"""
+    """weight of the entropy bonus (Table B.1)"""
     max_grad_norm: float = 1.0
-    """norm that the actor's and the critic's combined gradients are each clipped to (Table B.1, from Meta-World+)"""
+    """norm that the actor's and the critic's combined gradient are each clipped to (Table B.1)"""
     hidden_sizes: tuple[int, ...] = (400, 400, 400)
     """units in each hidden layer of actor and critic (Table B.1)"""
+
+    # The flags from here on do not change what is learned: a continued run may change them
+    total_timesteps: int | None = None
+    """budget in environment steps, in whole collects; None: 2 M per task (Section 5.1)"""
     eval_interval: int | None = None
-    """environment steps between evaluations; None: 400,000 on MT10, else 20,000 per task, 1 M on MT50 (Table D.11)"""
+    """environment steps between evaluations; None: 40,000 per task (Table D.11)"""
     eval_episodes: int = 50
-    """episodes per task and evaluation, each on another one of the task's 50 training goals (B.1: all 50)"""
+    """episodes per task and evaluation, each on another one of the task's 50 goals (B.1)"""
+    keep_checkpoints_every: int = 0
+    """collects between checkpoints that are kept, as checkpoint_00010.pt; 0: none"""
     run_dir: str | None = None
-    """where the run's files go; None: runs/TIME__SCRIPT__MTK__SEED"""
-    resume: str | None = None
-    """run directory or checkpoint.pt to continue, with its flags; auto: --run-dir or the newest run in runs/ with these flags"""
-    dump_gradients_every: int = 0
-    """collects between dumps of the per-task gradients of a collect's first minibatch, to gradients/ (Section 3, D.2); 0: none"""
+    """directory in which a run starts, or goes on exactly where it was; None: a new one"""
     cuda: bool = True
     """compute on the GPU if there is one"""
     torch_threads: int = 0
     """CPU threads of PyTorch; 0: PyTorch's default"""
-    num_envs_per_task: int = 1
-    """environments of each task, which share out its episodes of a collect: for more than K workers (Section 5.1: 1)"""
     num_workers: int = 0
     """processes that step the environments, each a share of them; 0: one per CPU core"""
     track: bool = False
-    """mirror TensorBoard to Weights & Biases (needs wandb; WANDB_PROJECT and WANDB_ENTITY say where)"""
+    """mirror TensorBoard to Weights & Biases (needs wandb)"""
+
+    def __post_init__(self):
+        self.tasks = self.tasks or tuple(BENCHMARKS[self.benchmark])
+        if self.total_timesteps is None:
+            self.total_timesteps = 2_000_000 * len(self.tasks)
+        if self.eval_interval is None:
+            self.eval_interval = 40_000 * len(self.tasks)
+
+        def expect(ok, message):
+            if not ok:
+                raise ValueError(message)  # tyro prints it
+
+        for name, value in vars(self).items():
+            if isinstance(value, int | float):
+                expect(0 <= value < math.inf, f"{name} = {value}: expected 0 or more")
+        for name in ("num_steps", "update_epochs", "num_minibatches", "eval_interval"):
+            expect(vars(self)[name] > 0, f"{name}: expected more than 0")
+        unknown = " ".join(set(self.tasks) - set(MT50_V3))
+        expect(not unknown, f"tasks: Meta-World has no {unknown}")
+        expect(len(set(self.tasks)) == len(self.tasks), "tasks: expected each once")
+        expect(self.seed < 2**32, "seed: expected less than 2^32")
+        expect(self.num_steps % EPISODE_STEPS == 0, "num_steps: expected a multiple of 500")
+        expect(self.num_minibatches <= self.num_steps, "num_minibatches: at most num_steps")
+        expect(max(self.gamma, self.gae_lambda) <= 1, "gamma, gae_lambda: expected 0 to 1")
+        expect(min(self.hidden_sizes, default=0) > 0, "hidden_sizes: expected positive widths")
+        expect(0 < self.eval_episodes <= NUM_GOALS, "eval_episodes: expected 1 to 50")
+        expect(not self.track or find_spec("wandb"), "track: pip install wandb first")
+        expect(find_spec("envpool"), "EnvPool: pip install -r requirements-envpool.txt first")
+
+        self.collect_steps = len(self.tasks) * self.num_steps
+        self.num_collects = max(1, self.total_timesteps // self.collect_steps)
 
 
-def check(ok, message):
-    if not ok:
-        print(f"{SCRIPT}: error: {message}", file=sys.stderr)
-        sys.exit(2)
+# --- Networks: Table B.1, Sections 4.1 and 4.2
 
 
-def parse_args():
-    """Returns the checked flags, the task names and the checkpoint to resume from, or None."""
-    try:
-        with redirect_stderr(StringIO()) as box:  # tyro draws one around an error, which is to be a line like all others
-            args, checkpoint = tyro.cli(Args, description=__doc__), None
-    except SystemExit as end:
-        check(not end.code, " ".join(box.getvalue().split("│ ─")[0].translate(dict.fromkeys(map(ord, "│╭╮╰╯─"))).split()))
-        raise  # --help
-    check(find_spec("envpool"), "EnvPool is not installed, expected envpool 1.2.5: pip install -r requirements-envpool.txt")
-    names = list(args.tasks or BENCHMARKS.get(args.benchmark, ()))
-    args.total_timesteps = 2_000_000 * len(names) if args.total_timesteps is None else args.total_timesteps
-    if args.eval_interval is None:
-        args.eval_interval = 400_000 if names == list(MT10_V3) else 20_000 * len(names)
-    free = {"total_timesteps", "run_dir", "resume", "cuda", "torch_threads", "num_envs_per_task", "num_workers", "track"}
-    if args.resume == "auto":
-        flags = json.loads(json.dumps({"script": SCRIPT, **asdict(args), **dict.fromkeys(free)}))
-        runs = {p.parent for p in Path(args.run_dir or "runs").glob("checkpoint*.pt" if args.run_dir else "*/checkpoint*.pt")}
-        same = [r for r in runs if args.run_dir or {**json.loads((r / "args.json").read_text()), **dict.fromkeys(free)} == flags]
-        args.resume = max(same, key=os.path.getmtime, default=None)
-    if args.resume is not None:
-        folder, problems = Path(args.resume), ""
-        for path in [folder / "checkpoint.pt", folder / "checkpoint.previous.pt"] if folder.is_dir() else [folder]:
-            try:
-                assert zipfile.ZipFile(path).testzip() is None  # compares checksums, as torch.load does not
-                checkpoint = dict(torch.load(path, map_location="cpu", weights_only=True))  # executes nothing
-                saved, names = Args(**{**checkpoint["args"], "run_dir": str(path.parent)}), checkpoint["tasks"]
-                break
-            except Exception as error:  # torch.load raises many kinds for files that torch.save did not write
-                problems += f"; {path} is not a whole checkpoint of {SCRIPT}.py ({type(error).__name__})"
-        else:
-            check(False, f"--resume {args.resume}{problems}")
-        check(checkpoint["script"] == SCRIPT, f"--resume {args.resume}: a run of {checkpoint['script']}.py; resume it with that")
-        args = tyro.cli(Args, default=saved)  # flags not given keep the checkpoint's values; runs/x/ is runs/x
-        for name, given, kept in ((n, str(vars(args)[n]), str(v)) for n, v in vars(saved).items() if n not in free - {"run_dir"}):
-            check(Path(given) == Path(kept), f"--{name.replace('_', '-')} {given} contradicts the checkpoint's {kept}")
-        print(f"{SCRIPT}: continuing from {path}{problems}", flush=True)
-    for name, ok, expected in [
-        ("benchmark", args.tasks or args.benchmark in BENCHMARKS, "MT10, MT25 or MT50"),
-        ("tasks", len({*MT50_V3} & {*names}) == len(names), f"Meta-World's names, each once, not {[*{*names} - {*MT50_V3}]}"),
-        ("reward_version", args.reward_version == "v2", "v2, the only rewards that EnvPool has"),
-        ("seed", 0 <= args.seed < 2**32, "0 to 2^32 - 1, the seeds that Meta-World takes"),
-        ("num_steps", args.num_steps > 0 == args.num_steps % EPISODE_STEPS, "a whole number of 500-step episodes"),
-        ("num_envs_per_task", args.num_envs_per_task > 0 == args.num_steps // EPISODE_STEPS % args.num_envs_per_task,
-         f"a divisor of {args.num_steps // EPISODE_STEPS}, a task's episodes in a collect"),
-        ("total_timesteps", args.total_timesteps >= args.num_steps * len(names), "at least one collect: tasks x --num-steps"),
-        ("num_minibatches", 0 < args.num_minibatches <= args.num_steps, f"1 to {args.num_steps}, a task's samples"),
-        ("eval_episodes", 0 < args.eval_episodes <= NUM_GOALS, f"1 to {NUM_GOALS}, a task's training goals"),
-        ("hidden_sizes", min(args.hidden_sizes, default=0) > 0, "one or more positive widths"),
-        ("torch_threads", 0 <= args.torch_threads <= os.cpu_count(), f"0 to {os.cpu_count()}, the number of CPU cores"),
-        *((n, 0 < vars(args)[n] < math.inf, "> 0") for n in ("update_epochs", "learning_rate", "max_grad_norm", "eval_interval")),
-        *((n, 0 <= vars(args)[n] < math.inf, "0 or more") for n in ("clip_coef", "vf_coef", "ent_coef", "num_workers")),
-        *((n, 0 <= vars(args)[n] <= 1, "0 to 1") for n in ("gamma", "gae_lambda")),
-        ("track", not args.track or find_spec("wandb"), "Weights & Biases to be installed: pip install wandb"),
-        ("run_dir", checkpoint or not any(Path(args.run_dir or os.devnull).glob("checkpoint*.pt")), "a directory without a run"),
-    ]:
-        check(ok, f"--{name.replace('_', '-')} {getattr(args, name)}: expected {expected}")
-    return args, names, checkpoint
-
-
-def envpool_episodes(pipe, names, tasks, actor, one_hot, seeds, noise):
-    """A worker's episodes with noise, in a pool for each task, with as many environments as tasks [n], ascending, names it, and a
-    thread of its own. An environment's goals come from the first of its seeds [n, R]. Returns what TaskEnvs.play does."""
-    import envpool  # here, as only the workers need it
-    rows = [slice(*np.searchsorted(tasks, [k, k + 1])) for k in np.unique(tasks)]  # of each pool
-    pools, ids = [None] * len(rows), [np.arange(r.stop - r.start, dtype=np.int32) for r in rows]
-    layers = [(layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy()) for layer in actor[::2]]
-    one_hot, now = one_hot.numpy(), np.zeros(len(tasks), bool)
-    obs = np.zeros((*seeds.shape, EPISODE_STEPS + 1, OBS_DIM), np.float32)
-    actions = np.zeros((*seeds.shape, EPISODE_STEPS, ACTION_DIM), np.float32)
-    rewards, success = np.zeros(actions.shape[:3], np.float32), np.zeros(seeds.shape, bool)
-    for e in range(seeds.shape[1]):
-        for p, r in enumerate(rows):
-            name = names[tasks[r.start]]
-            if e == 0 or name in ("hammer-v3", "shelf-place-v3"):  # from its second reset on EnvPool misplaces these two's goals
-                flags = {"task_name": name, "num_envs": len(ids[p]), "num_threads": 1, "seed": seeds[r, e]}
-                pools[p] = envpool.make_gymnasium("MetaWorld/Reach-v3", **flags, partially_observable=False)  # shows the goal
-            pools[p].async_reset()
-        obs[:, e, 0] = np.concatenate([pool.recv(reset=True)[0] for pool in pools])
-        for t in range(EPISODE_STEPS):
-            x = np.concatenate([obs[:, e, t], one_hot], axis=1)
-            for weight, bias in layers[:-1]:  # a few rows, for which numpy takes half as long as PyTorch
-                x = np.maximum(x @ weight + bias, 0)
-            actions[:, e, t] = x @ layers[-1][0] + layers[-1][1] + noise[:, e, t]
-            for r, i, pool in zip(rows, ids, pools):  # send() and recv() would add a tenth of a step's time in checks
-                pool._send([i, i, actions[r, e, t].clip(-1, 1)])
-            for r, pool in zip(rows, pools):
-                state = dict(zip(pool._state_keys, pool._recv()))
-                obs[r, e, t + 1], rewards[r, e, t], now[r] = state["obs"], state["reward"], state["info:success"]
-            success[:, e] |= now
-        if pipe.poll():  # the main process is gone
-            break
-    return obs, actions, rewards, success
-
-
-@torch.no_grad()
-def environment_worker(pipe, names, tasks, reward_version, seed, hidden_sizes):
-    """A process that holds an environment for each of tasks, n indices into names, and a copy of the actor, so that nothing
-    crosses between processes while an episode runs. It obeys (the actor's parameters, goals [n, R], noise [n, R, 500, 4]) by
-    playing R episodes in each environment, all n in step; noise None: without noise, each episode to its first success."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process to handle
-    mujoco.set_mju_user_warning(lambda text: warnings.warn(f"{names[tasks[i]]}: {text.split(' Time')[0]}", stacklevel=2))
-    torch.set_num_threads(1)
-    benchmarks = [metaworld.MT1(names[k], seed=seed) for k in tasks]  # each draws its task's 50 goals
-    envs = [mt1.train_classes[names[k]](reward_function_version=reward_version) for mt1, k in zip(benchmarks, tasks)]
-    actor, one_hot = Agent(len(names), hidden_sizes).actor, torch.eye(len(names))[tasks]
-    with suppress(EOFError, ConnectionError):  # the main process is gone
-        while True:
-            parameters, goals, noise = pipe.recv()
-            nn.utils.vector_to_parameters(torch.from_numpy(parameters), actor.parameters())
-            if noise is not None:
-                pipe.send(envpool_episodes(pipe, names, tasks, actor, one_hot, goals, noise))
-                continue
-            obs = np.zeros((*goals.shape, EPISODE_STEPS + 1, OBS_DIM), np.float32)
-            actions = np.zeros((*goals.shape, EPISODE_STEPS, ACTION_DIM), np.float32)
-            rewards, success = np.zeros(actions.shape[:3], np.float32), np.zeros(goals.shape, bool)
-            for e in range(goals.shape[1]):
-                for i, env in enumerate(envs):
-                    env.set_task(benchmarks[i].train_tasks[goals[i, e]])
-                    obs[i, e, 0], _ = env.reset()
-                playing = range(len(envs))
-                for t in range(EPISODE_STEPS):
-                    mean = actor(torch.cat([torch.from_numpy(obs[:, e, t]), one_hot], dim=1)).numpy()  # [n, 4]
-                    actions[:, e, t] = mean if noise is None else mean + noise[:, e, t]
-                    for i in playing:
-                        obs[i, e, t + 1], rewards[i, e, t], _, _, info = envs[i].step(actions[i, e, t].clip(-1, 1))
-                        success[i, e] |= bool(info["success"])
-                    playing = [i for i in playing if noise is not None or not success[i, e]]
-                    if not playing or pipe.poll():  # the main process says nothing before it has its answer, or it is gone
-                        break
-            pipe.send((obs, actions, rewards, success))
-
-
-class TaskEnvs:
-    """Meta-World environments, num_envs for each task, shared out among a few processes."""
-
-    def __init__(self, names, args):
-        self.num_envs, num_envs, context = args.num_envs_per_task, len(names) * args.num_envs_per_task, get_context("spawn")
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of numpy in the workers
-        self.workers, num_workers = [], min(args.num_workers or os.cpu_count(), num_envs)
-        for share in np.array_split(np.arange(num_envs), num_workers):  # whole tasks where possible: fewer, larger pools
-            pipe, worker_end = context.Pipe()
-            job = worker_end, names, share // self.num_envs, args.reward_version, args.seed, args.hidden_sizes
-            process = context.Process(target=environment_worker, args=job, daemon=True, name=" ".join(names[k] for k in job[2]))
-            process.start(), worker_end.close()
-            self.workers.append((pipe, process, share))
-
-    def play(self, agent, goals, noise=None):
-        """An episode on each of goals [K, E], with noise [K, E, 500, 4] on the actor's mean or, without it, to the first success.
-        Returns obs [K, E, 501, 39], the last one included, actions [K, E, 500, 4], rewards [K, E, 500] and success [K, E]."""
-        parameters, shape = nn.utils.parameters_to_vector(agent.actor.parameters()).detach().cpu().numpy(), goals.shape
-        goals = np.pad(goals, ((0, 0), (0, -shape[1] % self.num_envs))).reshape(shape[0] * self.num_envs, -1)  # [K num_envs, R]
-        noise = noise if noise is None else noise.reshape(*goals.shape, EPISODE_STEPS, ACTION_DIM)
-        for pipe, _, share in self.workers:
-            pipe.send((parameters, goals[share], None if noise is None else noise[share]))
-        order = np.argsort(np.concatenate([share for _, _, share in self.workers]))
-        results = [np.concatenate(parts)[order] for parts in zip(*(pipe.recv() for pipe, _, _ in self.workers))]
-        return [x.reshape(shape[0], -1, *x.shape[2:])[:, : shape[1]] for x in results]
+def linear(n_in, n_out, gain, bias=True):
+    """A layer with orthogonal weights and zero biases (our choice)."""
+    layer = nn.Linear(n_in, n_out, bias)
+    nn.init.orthogonal_(layer.weight, gain)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 def mlp(sizes, output_gain):
-    """Linear and ReLU in turn (Table B.1); orthogonal weights, gain sqrt(2) in hidden layers, zero biases (our choice)."""
+    """Linear and ReLU in turn (Table B.1)."""
     layers = []
-    for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:])):
-        hidden = i < len(sizes) - 2
-        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
-        nn.init.orthogonal_(layers[-2].weight, math.sqrt(2) if hidden else output_gain)
-        nn.init.zeros_(layers[-2].bias)
-    return nn.Sequential(*layers[:-1])
+    for n_in, n_out in pairwise(sizes[:-1]):
+        layers.append(linear(n_in, n_out, gain=math.sqrt(2)))
+        layers.append(nn.ReLU())
+    layers.append(linear(sizes[-2], sizes[-1], output_gain))
+    return nn.Sequential(*layers)
 
 
 class Agent(nn.Module):
-    """Actor and critic, shared by all tasks. Only row k of log_std is task k's own."""
+    """Actor and critic, shared by all tasks, and the rows of what belongs to one task."""
 
     def __init__(self, num_tasks, hidden_sizes):
         super().__init__()
-        self.actor = mlp([OBS_DIM + num_tasks, *hidden_sizes, ACTION_DIM], output_gain=0.01)
-        self.critic = mlp([OBS_DIM + num_tasks, *hidden_sizes, 1], output_gain=1.0)
+        sizes = [OBS_DIM + num_tasks, *hidden_sizes]
+        self.actor = mlp([*sizes, ACTION_DIM], output_gain=0.01)
+        self.critic = mlp([*sizes, 1], output_gain=1.0)
         self.log_std = nn.Parameter(torch.zeros(num_tasks, ACTION_DIM))  # Table B.1: per task
-        self.register_buffer("success_ema", torch.zeros(num_tasks))  # of training, for the gradient dumps
 
-    @torch.no_grad()
+    def log_probs(self, obs, actions):
+        """[K, E, 500], of actions [K, E, 500, 4] in obs [K, E, 500, obs_dim]."""
+        means = torch.stack([self.actor(task_obs) for task_obs in obs])
+        policy = Normal(means, self.log_std.exp()[:, None, None])
+        return policy.log_prob(actions).sum(-1)
+
     def values(self, obs):
-        """Raw values of obs [K, ..., obs_dim], task by task to bound memory. Returns [K, ...]."""
-        return torch.stack([self.critic(o).squeeze(-1) for o in obs])
+        """Raw values [K, E, 501] of obs [K, E, 501, obs_dim]; task by task to bound memory."""
+        return torch.stack([self.critic(task_obs).squeeze(-1) for task_obs in obs])
 
 
-def forward_with_tape(net, x):
-    """Returns net(x) and the (layer, input, output) of each layer that has parameters."""
-    tape = []
-    for layer in net:
-        y = layer(x)
-        if not isinstance(layer, nn.ReLU):
-            tape.append((layer, x.detach(), y))
-        x = y
-    return x, tape
+# --- One task's losses: Eq. (1)
 
 
-def per_task_gradients(losses, tape, own):
-    """The gradients of K losses from one backward pass of their sum. Loss k must depend on slice k of the tape's [K, n, ...]
-    inputs alone, and on row k of each parameter in own. A shared parameter's gradient is a sum over samples; what task k's
-    samples add to it is task k's. Returns J, rows g_k, by columns: [K, *p.shape] for each shared p, and the gradients of own."""
-    deltas = torch.autograd.grad(losses.sum(), [y for _, _, y in tape] + own)
-    grads = []
-    for (layer, x, _), delta in zip(tape, deltas):  # x [K, n, in], delta [K, n, out]
-        grads += [delta.mT @ x, delta.sum(1)]  # weight, bias
-    return grads, deltas[len(tape) :]
+def forward(net, shared, obs):
+    """What net gives for obs with the parameters in the vector shared [D] in place of its own."""
+    named = dict(net.named_parameters())
+    parts = shared.split([p.numel() for p in named.values()])
+    parameters = {name: part.view_as(named[name]) for name, part in zip(named, parts)}
+    return functional_call(net, parameters, obs)
 
 
-def gram(grads):
-    """G = J J^T (Section 2) in fp64 (C.5) of J = grads, [K, ...] each, in column blocks that stay in cache. Returns [K, K]."""
-    return sum(b @ b.T for b in (columns.double() for g in grads for columns in g.flatten(1).split(1 << 16, dim=1)))
+def policy_loss(shared, row, mb, net, args):
+    """One task's clipped surrogate and entropy bonus.
+
+    shared: the actor's parameters [D]; row: the task's row; mb: the task's samples, [n, ...].
+    """
+    # Section 2: advantages normalised within the task
+    advantages = mb["advantages"]
+    advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+
+    policy = Normal(forward(net, shared, mb["obs"]), row["log_std"].exp())
+    log_ratio = policy.log_prob(mb["actions"]).sum(-1) - mb["old_log_probs"]  # [n]
+    ratio = log_ratio.exp()
+    clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    surrogate = torch.min(ratio * advantages, clipped_ratio * advantages).mean()
+    entropy = policy.entropy().sum(-1).mean()
+    loss = -surrogate - args.ent_coef * entropy
+
+    return loss, {
+        "losses/policy": loss,
+        "losses/entropy": entropy,
+        "losses/approx_kl": (ratio - 1 - log_ratio).mean(),
+        "losses/ratio_clip_fraction": ((ratio - 1).abs() > args.clip_coef).float().mean(),
+    }
 
 
-def set_combined_gradient(shared, grads, own, own_grads, weights):
-    """Sets .grad: d = sum_k w_k g_k, and w_k times row k for the tasks' own (B.4). grads: [K, ...] each, weights [K]."""
-    weights = weights.float()
-    for p, g in zip(shared, grads):
-        p.grad = torch.einsum("k,k...->...", weights, g)
-    for p, g in zip(own, own_grads):
-        p.grad = torch.einsum("k,k...->k...", weights, g)
+def value_loss(shared, row, mb, net, args):
+    """One task's squared value error."""
+    values = forward(net, shared, mb["obs"]).squeeze(-1)  # [n]
+    change = (values - mb["old_values"]).clamp(-args.clip_coef, args.clip_coef)
+    errors = (values - mb["returns"]) ** 2
+    clipped_errors = (mb["old_values"] + change - mb["returns"]) ** 2
+    clip_active = (clipped_errors > errors) & args.clip_vloss  # stops the gradient (Remark 2)
+    loss = args.vf_coef * 0.5 * torch.where(clip_active, clipped_errors, errors).mean()
+
+    return loss, {
+        "losses/value": loss,
+        "losses/value_clip_fraction": clip_active.float().mean(),
+    }
 
 
-def gae(rewards, values, gamma, gae_lambda):
-    """Advantages A and returns R = A + V, both [..., 500], of rewards [..., 500] and values [..., 501] of whole episodes."""
-    advantages, advantage = torch.zeros_like(rewards), 0.0
-    deltas = rewards + gamma * values[..., 1:] - values[..., :-1]
+# --- All tasks' gradients, and how to combine them
+
+
+class Gradients(NamedTuple):
+    """The K tasks' gradients on one side, actor's or critic's."""
+
+    shared: torch.Tensor  # J [K, D]: row k is g_k, of the parameters that all tasks share
+    rows: dict  # {name: [K, ...]}: of the parameters that belong to one task
+
+
+def per_task_gradients(loss, net, rows, mb, args):
+    """Differentiates the losses of all K tasks at once. mb and rows: {name: [K, ...]}.
+
+    Returns Gradients, and loss's metrics [K].
+    """
+    shared = parameters_to_vector(net.parameters())  # [D]
+    one_task = grad(partial(loss, net=net, args=args), argnums=(0, 1), has_aux=True)
+    all_tasks = vmap(one_task, in_dims=(None, 0, 0))  # row k and mb k are task k's
+    gradients, metrics = all_tasks(shared, rows, mb)
+    return Gradients(*gradients), metrics
+
+
+def gram(J):
+    """G = J J^T (Section 2) in fp64 (C.5). J: [K, D]."""
+    G = 0.0
+    for block in J.split(65_536, dim=1):  # columns that fit in the cache
+        block = block.double()
+        G = G + block @ block.T
+    return G
+
+
+def set_gradients(net, rows, gradients, weights):
+    """Sets .grad: of the shared parameters d = sum_k w_k g_k, of row k w_k times its own (B.4)."""
+    weights = torch.from_numpy(weights).to(gradients.shared, non_blocking=True)  # [K]
+    d = weights @ gradients.shared  # [D]
+    parameters = list(net.parameters())
+    for parameter, part in zip(parameters, d.split([p.numel() for p in parameters])):
+        parameter.grad = part.view_as(parameter)
+    for name, parameter in rows.items():
+        parameter.grad = torch.einsum("k,k...->k...", weights, gradients.rows[name])
+
+
+def gradient_metrics(side, gram, weights):
+    """What Section 3 measures, items (D1) to (D3). gram: [K, K], weights: [K]."""
+    norms = np.sqrt(gram.diagonal())
+    cosines = gram / np.outer(norms, norms).clip(1e-60)
+    num_pairs = max(gram.size - len(gram), 1)
+    spread = norms.max() / norms.min(where=norms > 0, initial=math.inf)  # of those not zero
+    contributions = weights * norms
+    return {
+        f"{side}_gradient_norm": norms,
+        f"gradients/{side}_log10_norm_spread": np.log10(max(spread, 1)),
+        f"gradients/{side}_mean_cosine": (cosines.sum() - cosines.trace()) / num_pairs,
+        f"gradients/{side}_top1_share": contributions.max() / contributions.sum().clip(1e-60),
+        f"gradients/{side}_combined_norm": np.sqrt((weights @ gram @ weights).clip(1e-60)),
+    }
+
+
+# --- The update: Algorithm C.1
+
+
+def gae(rewards, values, args):
+    """Advantages A and returns R = A + V (Section 2), [K, E, 500] each.
+
+    rewards: [K, E, 500]; values: [K, E, 501], with that of the last observation.
+    """
+    next_values = values[..., 1:].clone()
+    next_values[..., -1] *= args.bootstrap_truncation
+    deltas = rewards + args.gamma * next_values - values[..., :-1]
+    advantages = torch.zeros_like(rewards)
+    advantage = 0.0
     for t in reversed(range(rewards.shape[-1])):
-        advantages[..., t] = advantage = deltas[..., t] + gamma * gae_lambda * advantage
+        advantage = deltas[..., t] + args.gamma * args.gae_lambda * advantage
+        advantages[..., t] = advantage
     return advantages, advantages + values[..., :-1]
 
 
-def deal_minibatches(num_tasks, num_steps, num_minibatches, rng):
-    """Shuffles each task's samples and deals them to the M minibatches like cards, one task after the other: every sample
-    once, and shares of tasks in a minibatch that differ by at most one. Returns indices [M, K, n] into a task's samples and
-    weights [M, K, n], 1 / (the task's share) or, in a slot that only pads, 0: an average over samples is a weighted sum."""
-    order = rng.permuted(np.tile(np.arange(num_steps), (num_tasks, 1)), axis=1)
-    minibatch, task = np.arange(num_minibatches)[:, None, None], np.arange(num_tasks)[:, None]
-    card = np.arange(math.ceil(num_steps / num_minibatches)) * num_minibatches + (minibatch - task * num_steps) % num_minibatches
-    dealt = card < num_steps
-    indices, weights = order[task, card.clip(max=num_steps - 1)], dealt / dealt.sum(-1, keepdims=True)
-    return torch.from_numpy(indices), torch.from_numpy(weights.astype(np.float32))
+def stratified_minibatches(num_tasks, args, rng):
+    """Shuffles each task's samples and deals them out, to all tasks the same number at a time.
+
+    Every sample comes once. Returns indices [K, n] into [K, T], one for each minibatch.
+    """
+    order = np.tile(np.arange(args.num_steps), (num_tasks, 1))
+    order = rng.permuted(order, axis=1)  # [K, T]
+    return torch.from_numpy(order).tensor_split(args.num_minibatches, dim=1)
 
 
-def policy_losses(ratio, advantages, entropy, weight, args):
-    """The actor's part of Eq. (1), task by task. All tensors [K, n]. Returns [K]."""
-    surrogate = torch.min(ratio * advantages, ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef) * advantages)
-    return -(weight * (surrogate + args.ent_coef * entropy)).sum(1)
+@torch.no_grad()  # torch.func takes the gradients
+def update_minibatch(agent, optimizer, mb, rng, args):
+    """Algorithm C.1 from line 9 on. mb: {name: [K, n, ...]}. Returns metrics."""
+    actor_rows = {"log_std": agent.log_std}  # row k belongs to task k
+    critic_rows = {}
+
+    # Lines 9 to 12: each task's losses and their gradients
+    actor, policy_metrics = per_task_gradients(policy_loss, agent.actor, actor_rows, mb, args)
+    critic, value_metrics = per_task_gradients(value_loss, agent.critic, critic_rows, mb, args)
+
+    # Section 2: all that the combiners need to know of the gradients
+    grams = torch.stack([gram(actor.shared), gram(critic.shared)])
+    actor_gram, critic_gram = grams.cpu().numpy()  # [K, K] each; the only wait for the GPU
+    stop_if_not_finite(actor_gram + critic_gram, args.tasks)
+
+    # Line 13: the mean for the critic
+    critic_weights = np.full(len(args.tasks), 1 / len(args.tasks))
+
+    # Line 14: the mean for the actor
+    actor_weights = np.full(len(args.tasks), 1 / len(args.tasks))
+
+    # PPO's gradient clip, each side on its own, and Adam's step
+    set_gradients(agent.critic, critic_rows, critic, critic_weights)
+    set_gradients(agent.actor, actor_rows, actor, actor_weights)
+    clip_grad_norm_([*agent.critic.parameters(), *critic_rows.values()], args.max_grad_norm)
+    clip_grad_norm_([*agent.actor.parameters(), *actor_rows.values()], args.max_grad_norm)
+    optimizer.step()
+
+    metrics = {tag: x.mean() for tag, x in (policy_metrics | value_metrics).items()}
+    metrics |= gradient_metrics("actor", actor_gram, actor_weights)
+    metrics |= gradient_metrics("critic", critic_gram, critic_weights)
+    return metrics
 
 
-def value_losses(values, old_values, returns, weight, args):
-    """The critic's part of Eq. (1), task by task. All tensors [K, n]. Returns [K] and where the clip stops the gradient."""
-    errors = (values - returns) ** 2
-    clipped = (old_values + (values - old_values).clamp(-args.clip_coef, args.clip_coef) - returns) ** 2
-    hit = (clipped > errors) & args.clip_vloss
-    return args.vf_coef * 0.5 * (weight * torch.where(hit, clipped, errors)).sum(1), hit
+def stop_if_not_finite(gram, tasks):
+    bad = ~np.isfinite(gram.diagonal())
+    if bad.any():
+        names = " ".join(np.array(tasks)[bad])
+        fail(f"gradients that are not finite: {names}; the last checkpoint is good")
 
 
-def gradient_metrics(*sides):
-    """What Section 3 measures, items (D1) to (D3). sides: the actor's and the critic's (name, G [K, K], w [K]), on the CPU."""
-    result = {}
-    for side, G, w in sides:
-        norms = G.diagonal().sqrt()
-        cosines, shares = G / norms.outer(norms).clamp_min(1e-60), w * norms
-        spread = norms.max() / norms.masked_fill(norms == 0, math.inf).min()  # of those that the value clip leaves a gradient
-        result[f"{side}_gradient_norm"], result[f"gradients/{side}_log10_norm_spread"] = norms, spread.clamp_min(1).log10()
-        result[f"gradients/{side}_mean_cosine"] = (cosines.sum() - cosines.trace()) / max(len(w) * (len(w) - 1), 1)
-        result[f"gradients/{side}_top1_share"] = shares.max() / shares.sum().clamp_min(1e-60)
-        result[f"gradients/{side}_combined_norm"] = (w @ G @ w).clamp_min(1e-60).sqrt()
-    return result | {"gradients/norm_ratio": result["gradients/critic_combined_norm"] / result["gradients/actor_combined_norm"]}
+@torch.no_grad()
+def update(agent, optimizer, rollout, rng, args):
+    """Algorithm C.1 on one rollout. Returns metrics."""
+    device = agent.log_std.device
+    obs = torch.from_numpy(rollout.obs).to(device)  # [K, E, 501, obs_dim]
+    actions = torch.from_numpy(rollout.actions).to(device)  # [K, E, 500, 4]
+    rewards = torch.from_numpy(rollout.rewards).to(device)  # [K, E, 500]
+    old_log_probs = agent.log_probs(obs[:, :, :-1], actions)  # the rollout's in all repeats
+    task = torch.arange(len(obs), device=device)[:, None]  # [K, 1]
+    totals = {}
+
+    for repeat in bar(args.update_epochs, desc="update"):
+        # Values, advantages and returns of the critic as it is now (Table B.1)
+        values = agent.values(obs)  # [K, E, 501], raw
+        advantages, returns = gae(rewards, values, args)  # [K, E, 500] each
+        old_values = values[..., :-1]
+        if repeat == 0:
+            unexplained = (returns - old_values).var((1, 2)) / returns.var((1, 2))  # [K]
+        batch = {
+            "obs": obs[:, :, :-1],
+            "actions": actions,
+            "old_log_probs": old_log_probs,
+            "advantages": advantages,
+            "returns": returns,
+            "old_values": old_values,
+        }
+        samples = {name: x.flatten(1, 2) for name, x in batch.items()}  # [K, T, ...]
+
+        # Line 6: each sample once, in minibatches with equal shares of all tasks
+        for index in stratified_minibatches(len(obs), args, rng):  # [K, n]
+            index = index.to(device, non_blocking=True)
+            mb = {name: x[task, index] for name, x in samples.items()}  # [K, n, ...]
+            metrics = update_minibatch(agent, optimizer, mb, rng, args)
+            for tag, x in metrics.items():
+                totals[tag] = totals.get(tag, 0.0) + x
+
+    num_updates = args.update_epochs * args.num_minibatches
+    metrics = {tag: x / num_updates for tag, x in totals.items()}
+    metrics["explained_variance"] = 1 - unexplained
+    return metrics
 
 
-def main():
-    args, names, checkpoint = parse_args()
-    num_tasks, collect_steps = len(names), len(names) * args.num_steps
-    run_dir = Path(args.run_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}__{SCRIPT}__MT{num_tasks}__{args.seed}")
-    torch.set_num_threads(args.torch_threads or torch.get_num_threads())
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    torch.manual_seed(args.seed)
-    agent = Agent(num_tasks, args.hidden_sizes).to(device)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
-    actor_shared, critic_shared = list(agent.actor.parameters()), list(agent.critic.parameters())
-    actor_own, critic_own = [agent.log_std], []
-    first_collect, global_step, evals = 0, 0, [("step", "task", "episodes", "success_rate", "mean_return")]
-    if checkpoint:
-        agent.load_state_dict(checkpoint["agent"]), optimizer.load_state_dict(checkpoint["optimizer"])
-        first_collect, global_step, evals = (checkpoint[key] for key in ("collect", "global_step", "evals"))
+# --- Environments
+
+
+class Episodes(NamedTuple):
+    """Whole episodes: [K, ...] of a round, [K, E, ...] of a rollout."""
+
+    obs: np.ndarray  # [..., 501, 39 + K]: the last one too, and the task's one-hot
+    actions: np.ndarray  # [..., 500, 4], before the environment clips them
+    rewards: np.ndarray  # [..., 500]
+    success: np.ndarray  # [...]: at any step
+
+
+def play_round(envs, actor, one_hot, noise):
+    """An episode in each of n environments, in step. Returns Episodes, [n, ...]. See Envs.play."""
+    n, num_tasks = one_hot.shape
+    obs = np.zeros((n, EPISODE_STEPS + 1, OBS_DIM + num_tasks), np.float32)
+    obs[:, :, OBS_DIM:] = one_hot[:, None]
+    actions = np.zeros((n, EPISODE_STEPS, ACTION_DIM), np.float32)
+    rewards = np.zeros((n, EPISODE_STEPS), np.float32)
+    success = np.zeros(n, bool)
+    for i, env in enumerate(envs):
+        obs[i, 0, :OBS_DIM], _ = env.reset()
+
+    for t in range(EPISODE_STEPS):
+        playing = range(n) if noise is not None else np.flatnonzero(~success)
+        if len(playing) == 0:
+            break
+        mean = actor(torch.from_numpy(obs[:, t])).numpy()  # [n, 4]
+        actions[:, t] = mean if noise is None else mean + noise[:, t]
+        for i in playing:
+            next_obs, reward, _, _, info = envs[i].step(actions[i, t].clip(-1, 1))
+            obs[i, t + 1, :OBS_DIM] = next_obs
+            rewards[i, t] = reward
+            success[i] |= bool(info["success"])
+    return Episodes(obs, actions, rewards, success)
+
+
+def make_pool(task, seed):
+    """An EnvPool pool of one environment, on a thread of its own. Its goals come from seed."""
+    import envpool  # here, as only the workers need it
+
+    return envpool.make_gymnasium(
+        "MetaWorld/Reach-v3",  # or any other task's: task_name is what counts
+        task_name=task,
+        num_envs=1,
+        num_threads=1,
+        seed=seed,
+        partially_observable=False,  # shows the goal
+    )
+
+
+class NumpyLinear(nn.Module):
+    """A copy of a linear layer in numpy, which takes half as long as PyTorch for a few rows."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.weight = layer.weight.detach().numpy().T.copy()
+        self.bias = 0 if layer.bias is None else layer.bias.detach().numpy()
+
+    def forward(self, x):
+        return torch.from_numpy(x.numpy() @ self.weight + self.bias)
+
+
+def play_pools(pools, actor, one_hot, noise):
+    """An episode in each of n pools, which step at the same time. Returns what play_round does."""
+    n, num_tasks = one_hot.shape
+    obs = np.zeros((n, EPISODE_STEPS + 1, OBS_DIM + num_tasks), np.float32)
+    obs[:, :, OBS_DIM:] = one_hot[:, None]
+    actions = np.zeros((n, EPISODE_STEPS, ACTION_DIM), np.float32)
+    rewards = np.zeros((n, EPISODE_STEPS), np.float32)
+    success = np.zeros(n, bool)
+    for i, pool in enumerate(pools):
+        obs[i, 0, :OBS_DIM] = pool.reset()[0]
+
+    actor = [NumpyLinear(x) if isinstance(x, nn.Linear) else x for x in actor]
+    actor = nn.Sequential(*actor)
+    env_id = np.zeros(1, np.int32)  # in each pool
+    for t in range(EPISODE_STEPS):
+        actions[:, t] = actor(torch.from_numpy(obs[:, t])).numpy() + noise[:, t]
+        # Not send() and recv(): a tenth of a step's time goes into their checks
+        for i, pool in enumerate(pools):
+            pool._send([env_id, env_id, actions[i : i + 1, t].clip(-1, 1)])
+        for i, pool in enumerate(pools):
+            state = dict(zip(pool._state_keys, pool._recv()))  # [1, ...] each
+            obs[i, t + 1, :OBS_DIM] = state["obs"]
+            rewards[i, t] = state["reward"].item()
+            success[i] |= bool(state["info:success"])
+    return Episodes(obs, actions, rewards, success)
+
+
+@torch.no_grad()
+def environment_worker(pipe, args, task_ids):
+    """A process with an environment for each of its tasks and a copy of the actor.
+
+    Nothing crosses between processes while a round of episodes is played.
+    """
+    torch.set_num_threads(1)
+    benchmarks = [metaworld.MT1(args.tasks[k], seed=args.seed) for k in task_ids]  # 50 goals each
+    envs = []
+    for k, benchmark in zip(task_ids, benchmarks):
+        env_class = benchmark.train_classes[args.tasks[k]]
+        envs.append(env_class(reward_function_version=args.reward_version))
+    actor = Agent(len(args.tasks), args.hidden_sizes).actor
+    one_hot = np.eye(len(args.tasks), dtype=np.float32)[task_ids]
+    pools = [None] * len(envs)
+
+    with suppress(EOFError, ConnectionError):  # the main process is gone
+        while True:
+            parameters, goals, noise = pipe.recv()
+            vector_to_parameters(torch.from_numpy(parameters), actor.parameters())
+            if noise is not None:  # training
+                for i in np.flatnonzero(goals >= 0):
+                    pools[i] = make_pool(args.tasks[task_ids[i]], goals[i])
+                pipe.send(play_pools(pools, actor, one_hot, noise))
+                continue
+            for env, benchmark, goal in zip(envs, benchmarks, goals):
+                env.set_task(benchmark.train_tasks[goal])
+            pipe.send(play_round(envs, actor, one_hot, noise))
+
+
+class Envs:
+    """Meta-World, one environment for each task, shared out among a few processes."""
+
+    def __init__(self, args):
+        context = get_context("spawn")
+        num_tasks = len(args.tasks)
+        num_workers = min(args.num_workers or os.cpu_count(), num_tasks)
+        self.workers = []
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of numpy in the workers
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers leave Ctrl-C to us
+        for w in range(num_workers):
+            task_ids = np.arange(w, num_tasks, num_workers)  # neighbours are often slow
+            pipe, worker_pipe = context.Pipe()
+            process = context.Process(
+                target=environment_worker,
+                args=(worker_pipe, args, task_ids),
+                name=" ".join(args.tasks[k] for k in task_ids),
+                daemon=True,
+            )
+            process.start()
+            worker_pipe.close()
+            self.workers.append((pipe, process, task_ids))
+        signal.signal(signal.SIGINT, handler)
+
+    def play(self, agent, goals, noise=None):
+        """An episode of each task on goals [K], with noise [K, 500, 4] on the actor's mean.
+
+        Without noise an episode ends at its first success. Returns Episodes, [K, ...].
+        """
+        parameters = parameters_to_vector(agent.actor.parameters()).detach().cpu().numpy()
+        episodes = [None] * len(goals)  # of each task
+        try:
+            for pipe, process, task_ids in self.workers:
+                worker_noise = None if noise is None else noise[task_ids]
+                pipe.send((parameters, goals[task_ids], worker_noise))
+            for pipe, process, task_ids in self.workers:
+                for k, *episode in zip(task_ids, *pipe.recv()):
+                    episodes[k] = episode
+        except (EOFError, ConnectionError):
+            process.join(10)
+            fail(f"the process of {process.name} died ({process.exitcode})")
+        return Episodes(*(np.stack(x) for x in zip(*episodes)))
+
+
+def collect_episodes(envs, agent, rng, args):
+    """Algorithm C.1's rollout: T steps of each task, on random goals. Returns it and metrics."""
+    std = agent.log_std.detach().exp().cpu().numpy()  # [K, 4]
+    # EnvPool misplaces these two's goals from a pool's second reset on
+    misplaced = np.isin(args.tasks, ["hammer-v3", "shelf-place-v3"])
+    rounds = []
+    for e in bar(args.num_steps // EPISODE_STEPS, desc="rollout"):
+        goals = rng.integers(2**31, size=len(std))  # for EnvPool: seeds of new pools
+        if e > 0:
+            goals[~misplaced] = -1  # the pool goes on
+        noise = rng.standard_normal((len(std), EPISODE_STEPS, ACTION_DIM), np.float32)
+        rounds.append(envs.play(agent, goals, std[:, None] * noise))
+    rollout = Episodes(*(np.stack(x, axis=1) for x in zip(*rounds)))  # [K, E, ...]
+
+    # For an episode with a number that is not finite another one of its task stands in
+    finite = np.isfinite(rollout.obs).all(axis=(2, 3))  # [K, E]
+    finite &= np.isfinite(rollout.rewards).all(axis=2)
+    for k, e in np.argwhere(~finite):
+        if not finite[k].any():
+            fail(f"no finite episode of {args.tasks[k]}; the last checkpoint is good")
+        print(f"{SCRIPT}: replaced an episode of {args.tasks[k]}: not finite", file=sys.stderr)
+        for x in rollout:
+            x[k, e] = x[k, finite[k].argmax()]
+
+    return rollout, {
+        "train_success": rollout.success.mean(1),
+        "train_return": rollout.rewards.sum(2).mean(1),
+        "replaced_episodes": (~finite).sum(),
+    }
+
+
+# --- Evaluation, logging, checkpoint
+
+
+def evaluation_due(collects, args):
+    """Whether the last of so many collects passed a multiple of --eval-interval or ends the run."""
+    passed = collects * args.collect_steps % args.eval_interval < args.collect_steps
+    return passed or collects == args.num_collects
+
+
+def evaluate(envs, agent, args, writer, step):
+    """The mean action, once on each goal (B.1). Logs success and returns rows of evals.csv."""
+    rounds = []
+    for goal in bar(args.eval_episodes, desc="evaluation"):
+        episodes = envs.play(agent, np.full(len(args.tasks), goal))
+        rounds.append((episodes.success, episodes.rewards.sum(1, dtype=float)))
+    success, returns = np.mean(rounds, axis=0).round(4)  # [K] each
+
+    worst_first = np.sort(success)
+    metrics = {"eval_success": success}
+    for k in (1, 3, 5, 10, 20):
+        if k <= len(success):
+            metrics[f"eval/success_worst_{k}"] = worst_first[:k].mean()
+    log(writer, args.tasks, step, metrics)
+    return [
+        (step, task, args.eval_episodes, rate, mean_return)
+        for task, rate, mean_return in zip(args.tasks, success.tolist(), returns.tolist())
+    ]
+
+
+def log(writer, tasks, step, metrics):
+    """Logs numbers, and K numbers under the tasks' names with their mean."""
+    for tag, value in metrics.items():
+        value = torch.as_tensor(value).cpu().numpy()
+        if value.ndim == 0:
+            writer.add_scalar(tag, value, step)
+            continue
+        writer.add_scalar(f"{tag}/mean", value.mean(), step)
+        for task, x in zip(tasks, value):
+            writer.add_scalar(f"{tag}/{task}", x, step)
+
+
+def fail(message):
+    print(f"{SCRIPT}: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def print_progress(args, progress):
+    """A line with the time left: training and evaluation each at its own last pace."""
+    collects = progress["collects"]
+    coming = range(collects + 1, args.num_collects + 1)
+    seconds_left = len(coming) * progress["collect_seconds"]
+    seconds_left += sum(evaluation_due(c, args) for c in coming) * progress["evaluation_seconds"]
+    success = np.mean([row[3] for row in progress["evals"][-len(args.tasks) :]])
+    speed = args.collect_steps / progress["collect_seconds"]
+    print(
+        f"collect {collects}/{args.num_collects}, {collects * args.collect_steps:,} steps, "
+        f"success {success:.3f}, {speed:,.0f} steps/s, ETA {seconds_left / 3600:.2f} h",
+        flush=True,
+    )
+
+
+def write_file(path, data):
+    """Writes aside, then moves into place: a kill or a full disk leaves the old file whole."""
+    with open(f"{path}.tmp", "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.tmp", path)
+
+
+def save(args, agent, optimizer, progress):
+    """Writes evals.csv and the checkpoint."""
+    run_dir = Path(args.run_dir)
+    table = [("step", "task", "episodes", "success_rate", "mean_return"), *progress["evals"]]
+    lines = [",".join(map(str, row)) + "\n" for row in table]
+    write_file(run_dir / "evals.csv", "".join(lines).encode())
+
+    buffer = BytesIO()
+    checkpoint = {
+        "script": SCRIPT,
+        "args": asdict(args) | {"run_dir": None},  # where the run is found
+        "progress": progress,
+        "agent": agent.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save(checkpoint, buffer)
+    collects = progress["collects"]
+    if args.keep_checkpoints_every and collects % args.keep_checkpoints_every == 0:
+        write_file(run_dir / f"checkpoint_{collects:05}.pt", buffer.getbuffer())
+    write_file(run_dir / "checkpoint.pt", buffer.getbuffer())
+
+
+def load_checkpoint(path):
+    """The run's flags and its checkpoint. Loading one executes nothing."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["script"] != SCRIPT:
+            raise ValueError(f"continue it with {checkpoint['script']}.py")
+        return Args(**checkpoint["args"]), checkpoint
+    except Exception as error:  # torch.load raises many kinds for files that are not its own
+        fail(f"{path} is not a whole checkpoint of {SCRIPT}.py: {error!r}")
+
+
+def parse_args():
+    """Returns the flags and, where --run-dir has a run, its checkpoint."""
+    args = tyro.cli(Args, description=__doc__)
+    if args.run_dir is None:
+        now = time.strftime("%Y%m%d-%H%M%S")
+        args.run_dir = f"runs/{now}__{SCRIPT}__MT{len(args.tasks)}__{args.seed}"
+    path = Path(args.run_dir, "checkpoint.pt")
+    if not path.exists():
+        return args, None
+
+    saved, checkpoint = load_checkpoint(path)
+    args = tyro.cli(Args, default=saved, description=__doc__)  # flags not given are the run's
+    names = [field.name for field in fields(Args)]
+    contradictions = [
+        f"{name} = {getattr(args, name)} (the run has {getattr(saved, name)})"
+        for name in names[: names.index("total_timesteps")]  # the others may change
+        if getattr(args, name) != getattr(saved, name)
+    ]
+    if contradictions:
+        fail(f"{args.run_dir} has a run with other flags: {', '.join(contradictions)}")
+    return args, checkpoint
+
+
+def open_run(args, first_step):
+    """Claims the run directory, writes args.json and starts TensorBoard there."""
+    run_dir = Path(args.run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        fcntl.flock(os.open(run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
-        (run_dir / "args.tmp").write_text(json.dumps({"script": SCRIPT, **asdict(args)}, indent=2) + "\n")
-        os.replace(run_dir / "args.tmp", run_dir / "args.json")
+        fcntl.flock(os.open(run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)  # to the end
+    except BlockingIOError:
+        fail(f"--run-dir {run_dir}: another process is at this run")
     except OSError as error:
-        check(False, f"--run-dir {run_dir}: {error.strerror}; expected a directory to write to, in use by no other run")
-    size = f"K = {num_tasks}, {sum(p.numel() for p in agent.parameters()):,} parameters"
-    print(f"{SCRIPT} on {' '.join(args.tasks) or args.benchmark}: {size}, device {device}, run directory {run_dir}", flush=True)
+        fail(f"--run-dir {run_dir}: {error.strerror}; expected a directory to write to")
+
+    git = f"git -C '{Path(__file__).parent}'"
+    flags = {
+        "script": SCRIPT,
+        **asdict(args),
+        "commit": subprocess.getoutput(f"{git} rev-parse HEAD"),
+        "edits": subprocess.getoutput(f"{git} diff HEAD -- '*.py'"),
+        "packages": {package.name: package.version for package in distributions()},
+    }
+    write_file(run_dir / "args.json", json.dumps(flags, indent=2).encode())
     if args.track:
         import wandb
-        wandb.init(name=run_dir.name, config=asdict(args), dir=run_dir, sync_tensorboard=True)
-    writer = SummaryWriter(run_dir, purge_step=global_step + bool(checkpoint))
-    writer.add_custom_scalars({"overview": {title: ["Multiline", [tags]] for title, tags in PANELS.items()}})
-    writer.add_text("args", "\n".join(["|flag|value|", "|-|-|", *(f"|{k}|{v}|" for k, v in asdict(args).items())]), global_step)
 
-    def log(tag, value):  # a number, or K numbers under the tasks' names and their mean
-        for name, x in [(tag, value)] if np.ndim(value) == 0 else zip([*names, "mean"], [*value, value.mean()]):
-            writer.add_scalar(name if name == tag else f"{tag}/{name}", x, global_step)
+        wandb.init(name=run_dir.name, config=flags, dir=run_dir, sync_tensorboard=True)
+    return SummaryWriter(run_dir, purge_step=first_step)
 
-    def stop(number, _):  # workers end by -15, SIGTERM, when this process ends
-        died = [f"process of {p.name} died ({p.exitcode})" for _, p, _ in envs.workers if p.exitcode not in (None, -15)]
-        if number != signal.SIGCHLD or died:
-            sys.exit(f"\n{'; '.join(died) or 'stopped'}; continue with: python {sys.argv[0]} --resume {run_dir}")
-    envs, task = TaskEnvs(names, args), torch.arange(num_tasks, device=device)[:, None]
-    for number in signal.SIGINT, signal.SIGTERM, signal.SIGCHLD:  # Ctrl-C, a scheduler, the end of a worker
-        signal.signal(number, stop)
-    num_collects, started = args.total_timesteps // collect_steps, time.time()
-    for collect in range(first_collect, num_collects + 1):
-        if collect > first_collect or not checkpoint:
-            if global_step // args.eval_interval > (global_step - collect_steps) // args.eval_interval or collect == num_collects:
-                _, _, rewards, success = envs.play(agent, np.tile(np.arange(args.eval_episodes), (num_tasks, 1)))  # each once
-                rates, means = success.mean(1).round(4), rewards.sum(-1, dtype=float).mean(1).round(4)  # [K]
-                evals += zip([global_step] * num_tasks, names, [args.eval_episodes] * num_tasks, rates.tolist(), means.tolist())
-                log("eval_success", rates)
-                for k in [k for k in (1, 3, 5, 10, 20) if k <= num_tasks]:
-                    log(f"eval/success_worst_{k}", np.sort(rates)[:k].mean())
-                (run_dir / "evals.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in evals))
-            writer.flush()
-            state = dict(script=SCRIPT, args=asdict(args), tasks=names, collect=collect, global_step=global_step, evals=evals)
-            torch.save({**state, "agent": agent.state_dict(), "optimizer": optimizer.state_dict()}, buffer := BytesIO())
-            with open(run_dir / "checkpoint.tmp", "wb") as file:
-                file.write(buffer.getbuffer()), file.flush(), os.fsync(file.fileno())
-            with suppress(FileNotFoundError):
-                os.replace(run_dir / "checkpoint.pt", run_dir / "checkpoint.previous.pt")
-            os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
-            seconds = (time.time() - started) / max(collect - first_collect, 1)
-            print(f"|{'#' * (20 * collect // num_collects):20}| collect {collect}/{num_collects}, {global_step:,} steps, "
-                  f"{collect_steps / seconds:,.0f} steps/s, ETA {(num_collects - collect) * seconds / 3600:.2f} h, "
-                  f"success {np.mean([row[3] for row in evals[-num_tasks:]]):.3f}", flush=True)
-        if collect == num_collects:
-            break
-        rng, began = np.random.default_rng([args.seed, collect]), time.time()  # all of a collect's randomness: --resume is exact
-        shape = num_tasks, args.num_steps // EPISODE_STEPS  # [K, E]
-        goals, noise = np.zeros(shape, int), np.zeros((*shape, EPISODE_STEPS, ACTION_DIM), np.float32)
-        for e in range(shape[1]):  # Algorithm C.1: T steps of each task, on random goals
-            goals[:, e] = rng.integers(2**31, size=num_tasks)  # here: seeds from which EnvPool draws goals
-            noise[:, e] = rng.standard_normal((EPISODE_STEPS, num_tasks, ACTION_DIM), np.float32).swapaxes(0, 1)
-        noise *= agent.log_std.exp().detach().cpu().numpy()[:, None, None]
-        obs, actions, rewards, success = envs.play(agent, goals, noise)  # [K, E, 501, 39], [K, E, 500, 4], [K, E, 500], [K, E]
-        spoiled = ~(np.isfinite(obs).all((2, 3)) & np.isfinite(rewards).all(2))  # [K, E]
-        for k, e in np.argwhere(spoiled):  # one of the task's other episodes stands in
-            obs[k, e], actions[k, e], rewards[k, e] = (x[k, spoiled[k].argmin()] for x in (obs, actions, rewards))
-        skipped = spoiled.sum(1)  # [K]
-        agent.success_ema.lerp_(torch.from_numpy(success.mean(1)).to(agent.success_ema), 0.1)
-        update_began, totals, minibatches = time.time(), {}, 0
-        obs, actions, rewards = (torch.from_numpy(x).to(device) for x in (obs, actions, rewards))
-        obs = torch.cat([obs, torch.eye(num_tasks, device=device)[:, None, None].expand(*obs.shape[:3], -1)], dim=-1)
-        flat_obs, flat_actions = obs[:, :, :-1].flatten(1, 2), actions.flatten(1, 2)  # [K, T, obs_dim], [K, T, 4]
-        with torch.no_grad():
-            policies = (Normal(agent.actor(o), s.exp()) for o, s in zip(flat_obs, agent.log_std))  # task by task to bound memory
-            old_logprobs = torch.stack([p.log_prob(a).sum(-1) for p, a in zip(policies, flat_actions)])  # [K, T]
-        for repeat in range(args.update_epochs):
-            values = agent.values(obs)  # [K, E, 501], raw; anew in every repeat (Table B.1)
-            values[..., -1] *= args.bootstrap_truncation
-            advantages, returns = gae(rewards, values, args.gamma, args.gae_lambda)  # [K, E, 500]
-            advantages, returns, old_values = (x.flatten(1) for x in (advantages, returns, values[..., :-1]))  # [K, T]
-            if repeat == 0:
-                explained_variance = 1 - (returns - old_values).var(1) / returns.var(1).clamp_min(1e-8)  # [K]
-            indices, weights = (x.to(device) for x in deal_minibatches(num_tasks, args.num_steps, args.num_minibatches, rng))
-            samples = flat_obs, flat_actions, old_logprobs, advantages, returns, old_values
-            for index, weight in zip(indices, weights):  # [K, n]; Algorithm C.1, line 6
-                mb_obs, mb_actions, mb_old_logprobs, mb_advantages, mb_returns, mb_old_values = (x[task, index] for x in samples)
-                mb_advantages -= (weight * mb_advantages).sum(1, keepdim=True)  # Section 2, Table B.1: normalised task by task
-                mb_advantages /= (weight * mb_advantages**2).sum(1, keepdim=True).sqrt() + 1e-8
-                mean, actor_tape = forward_with_tape(agent.actor, mb_obs)  # [K, n, 4]
-                policy = Normal(mean, agent.log_std[:, None].exp())
-                ratio, entropy = (policy.log_prob(mb_actions).sum(-1) - mb_old_logprobs).exp(), policy.entropy().sum(-1)  # [K, n]
-                actor_losses = policy_losses(ratio, mb_advantages, entropy, weight, args)  # [K]; lines 9-12
-                output, critic_tape = forward_with_tape(agent.critic, mb_obs)  # [K, n, 1]
-                critic_losses, hit = value_losses(output.squeeze(-1), mb_old_values, mb_returns, weight, args)  # [K]
-                actor_grads, actor_own_grads = per_task_gradients(actor_losses, actor_tape, actor_own)  # [K, D]
-                critic_grads, critic_own_grads = per_task_gradients(critic_losses, critic_tape, critic_own)
-                actor_gram, critic_gram = torch.stack([gram(actor_grads), gram(critic_grads)]).cpu()  # the only wait for the GPU
-                spoiled = ~(actor_gram + critic_gram).diagonal().isfinite().numpy()  # [K]
-                skipped += spoiled
-                if spoiled.any():
-                    print(f"collect {collect}, repeat {repeat}: minibatch skipped: {np.array(names)[spoiled]}", file=sys.stderr)
-                    continue
-                actor_weights = torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64)  # lines 13-14
-                critic_weights = torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64)
-                if args.dump_gradients_every and collect % args.dump_gradients_every == 0 and minibatches == 0:
-                    flat = [torch.cat([g.flatten(1) for g in grads], dim=1).cpu() for grads in (actor_grads, critic_grads)]
-                    (run_dir / "gradients").mkdir(exist_ok=True)
-                    np.savez_compressed(run_dir / f"gradients/collect_{collect:05}.npz", tasks=names, collect=collect,
-                                        global_step=global_step, success_ema=agent.success_ema.cpu(), actor_gradients=flat[0],
-                                        critic_gradients=flat[1], actor_weights=actor_weights, critic_weights=critic_weights)
-                set_combined_gradient(actor_shared, actor_grads, actor_own, actor_own_grads, actor_weights.to(device))
-                set_combined_gradient(critic_shared, critic_grads, critic_own, critic_own_grads, critic_weights.to(device))
-                nn.utils.clip_grad_norm_(actor_shared + actor_own, args.max_grad_norm)
-                nn.utils.clip_grad_norm_(critic_shared + critic_own, args.max_grad_norm)
-                optimizer.step()
-                minibatches += 1
-                for tag, value in {
-                    "losses/policy": actor_losses.mean(), "losses/value": critic_losses.mean(), "losses/entropy": entropy.mean(),
-                    "losses/approx_kl": (weight * (ratio - 1 - ratio.log())).sum(1).mean(),
-                    "losses/ratio_clip_fraction": (weight * ((ratio - 1).abs() > args.clip_coef)).sum(1).mean(),
-                    "losses/value_clip_fraction": (weight * hit).sum(1).mean(),  # Remark 2
-                    **gradient_metrics(("actor", actor_gram, actor_weights), ("critic", critic_gram, critic_weights)),
-                }.items():
-                    totals.setdefault(tag, torch.zeros_like(value)).add_(value.detach())  # no list: it would fragment memory
-        global_step, now = global_step + collect_steps, time.time()
-        if skipped.any():
-            log("skipped", skipped)
-            print(f"collect {collect}: not finite: { {n: int(s) for n, s in zip(names, skipped) if s} }", file=sys.stderr)
-            check(skipped.max() <= MAX_SKIPPED, f"{names[skipped.argmax()]}: more than {MAX_SKIPPED} skipped in one collect")
-        for tag, total in totals.items():
-            log(tag, (total / minibatches).cpu().numpy())
-        log("explained_variance", explained_variance.cpu().numpy())
-        log("train_success", success.mean(1))
-        log("train_return", rewards.sum(-1).mean(1).cpu().numpy())
-        for name, seconds in ("rollout", update_began - began), ("update", now - update_began), ("all", now - began):
-            log(f"speed/{name}_steps_per_second", collect_steps / seconds)
+
+# --- Main
+
+
+def main(args, checkpoint):
+    torch.set_num_threads(args.torch_threads or torch.get_num_threads())
+    torch.manual_seed(args.seed)
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    agent = Agent(len(args.tasks), args.hidden_sizes).to(device)
+    optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, eps=args.adam_eps)
+    progress = {"collects": 0, "evals": [], "collect_seconds": 0.0, "evaluation_seconds": 0.0}
+    if checkpoint:
+        agent.load_state_dict(checkpoint["agent"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        progress = checkpoint["progress"]
+    if progress["collects"] >= args.num_collects:
+        print(f"{SCRIPT}: {args.run_dir} is finished; a larger --total-timesteps continues it")
+        return
+
+    num_parameters = sum(p.numel() for p in agent.parameters())
+    print(f"{SCRIPT}: K = {len(args.tasks)}, {num_parameters:,} parameters, device {device}")
+    print(f"to continue: python {sys.argv[0]} --run-dir {args.run_dir}", flush=True)
+    writer = open_run(args, progress["collects"] * args.collect_steps + bool(checkpoint))
+    envs = Envs(args)
+
+    def evaluate_and_save():
+        collects = progress["collects"]
+        if evaluation_due(collects, args):
+            began = time.time()
+            step = collects * args.collect_steps
+            progress["evals"] += evaluate(envs, agent, args, writer, step)
+            progress["evaluation_seconds"] = time.time() - began
+        writer.flush()
+        save(args, agent, optimizer, progress)
+
+    if not checkpoint:
+        evaluate_and_save()
+    while progress["collects"] < args.num_collects:
+        rng = np.random.default_rng([args.seed, progress["collects"]])  # to continue is exact
+        began = time.time()
+        rollout, metrics = collect_episodes(envs, agent, rng, args)
+        collected = time.time()
+        metrics |= update(agent, optimizer, rollout, rng, args)
+        ended = time.time()
+
+        progress["collects"] += 1
+        progress["collect_seconds"] = ended - began
+        metrics["speed/rollout_steps_per_second"] = args.collect_steps / (collected - began)
+        metrics["speed/update_steps_per_second"] = args.collect_steps / (ended - collected)
+        log(writer, args.tasks, progress["collects"] * args.collect_steps, metrics)
+        evaluate_and_save()
+        print_progress(args, progress)
+    print(f"{SCRIPT}: {args.run_dir} is finished")
 
 
 if __name__ == "__main__":
+    args, checkpoint = parse_args()
     try:
-        main()
-    except (OSError, EOFError) as error:
-        time.sleep(1)  # a worker's death ends its pipe before its signal arrives, which says more
-        sys.exit(f"{SCRIPT}: error: {error!r}; the last checkpoint is whole, continue from it with --resume")
+        main(args, checkpoint)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one is enough
+        sys.exit(f"\nstopped; to continue: python {sys.argv[0]} --run-dir {args.run_dir}")
+    except OSError as error:
+        fail(f"{error}; the last checkpoint is good")

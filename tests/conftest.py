@@ -1,6 +1,10 @@
 """`pytest --long` also runs the tests that take minutes."""
 
+import os
+
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of PyTorch: test files go side by side
 
 
 def pytest_addoption(parser):

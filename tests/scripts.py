@@ -93,6 +93,7 @@ class Terminal:
     def __init__(self, path, *flags):
         self.screen = ""
         self.master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (24, 80))
         self.process = subprocess.Popen(
             command(path, flags),
             cwd=ROOT,

@@ -65,13 +65,15 @@ def envs():
     return ppo.Envs(ppo.Args(tasks=TASKS, seed=SEED, num_workers=2, hidden_sizes=(16,)))
 
 
-def assert_episodes_are_metaworlds_own(envs, tasks, reward_version):
-    """Also the episode after another one: nothing of that may be left for continuation."""
+def assert_episodes_are_metaworlds_own(envs, agent, tasks, reward_version):
+    """Also the episode after another one: of that nothing may be left, or to continue is not exact.
+
+    Returns the episodes, and for each task the steps at which it was a success.
+    """
     num_tasks = len(tasks)
-    torch.manual_seed(0)
-    agent = ppo.Agent(num_tasks, (16,))
     goals = np.array([9, 41, 0])[:num_tasks]
     noise = np.random.default_rng(0).normal(size=(num_tasks, 500, 4)).astype(np.float32)
+    noise[:, 250:, 0] += 5  # away from a goal that was reached before
     episodes = envs.play(agent, goals, noise)
     assert episodes.obs.shape == (num_tasks, 501, 39 + num_tasks)
     assert episodes.actions.shape == (num_tasks, 500, 4)
@@ -81,13 +83,14 @@ def assert_episodes_are_metaworlds_own(envs, tasks, reward_version):
     for again, first in zip(envs.play(agent, goals, noise), episodes):
         np.testing.assert_array_equal(again, first)
 
+    successes = []
     for k, name in enumerate(tasks):
         obs = episodes.obs[k]
         one_hot = np.tile(np.eye(num_tasks)[k], (501, 1))
         np.testing.assert_array_equal(obs[:, 39:], one_hot)
         with torch.no_grad():
             means = agent.actor(torch.from_numpy(obs[:-1])).numpy()
-        np.testing.assert_allclose(episodes.actions[k], means + noise[k], atol=1e-6)
+        np.testing.assert_allclose(episodes.actions[k], means + noise[k], atol=1e-5)
 
         env = reference_env(name, goals[k], reward_version)
         start = env.reset()[0]
@@ -96,18 +99,25 @@ def assert_episodes_are_metaworlds_own(envs, tasks, reward_version):
         np.testing.assert_array_equal(obs[:, :39], expected_obs)
         expected_rewards = np.array([step[1] for step in steps], np.float32)
         np.testing.assert_array_equal(episodes.rewards[k], expected_rewards)
-        assert episodes.success[k] == any(step[4]["success"] for step in steps)
-    return episodes
+        successes.append([t for t in range(500) if steps[t][4]["success"]])
+        assert episodes.success[k] == (len(successes[k]) > 0)
+    return episodes, successes
 
 
 def test_episodes_are_metaworlds_own(envs):
-    assert_episodes_are_metaworlds_own(envs, TASKS, "v2")
+    agent = scripted_agent()
+    episodes, successes = assert_episodes_are_metaworlds_own(envs, agent, TASKS, "v2")
+    assert episodes.success.all()
+    assert 0 < max(successes[2]) < 300  # a success that does not last counts
 
 
 def test_episodes_are_metaworlds_own_with_its_first_rewards():
     tasks = ("push-v3",)
     args = ppo.Args(tasks=tasks, seed=SEED, reward_version="v1", hidden_sizes=(16,))
-    episodes = assert_episodes_are_metaworlds_own(ppo.Envs(args), tasks, "v1")
+    torch.manual_seed(0)
+    agent = ppo.Agent(1, (16,))
+    episodes, _ = assert_episodes_are_metaworlds_own(ppo.Envs(args), agent, tasks, "v1")
+    assert not episodes.success.any()
     env = reference_env("push-v3", 9, "v2")
     env.reset()
     v2 = [env.step(action)[1] for action in episodes.actions[0].clip(-1, 1)]

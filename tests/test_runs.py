@@ -170,9 +170,8 @@ def test_progress_in_a_terminal(finished, tmp_path):
         assert seen and max(map(int, seen)) > 0, (part, terminal.screen)
 
     # What is left on the screen: a bar wipes itself out before the next line is written over it
-    lines = [line.rstrip().split("\r")[-1] for line in terminal.screen.splitlines(keepends=True)]
-    lines = [line for line in lines if line]
-    assert len(lines) == 4
+    lines = [line.split("\r")[-1] for line in terminal.screen.split("\r\n")]
+    assert len(lines) == 5 and lines[4] == ""
     assert lines[1] == f"to continue: python toppo_mt50.py --run-dir {tmp_path}"
     assert lines[2].startswith("collect 1/1, 3,000 steps")
     assert lines[3] == f"toppo_mt50: {tmp_path} is finished"
