@@ -1,181 +1,340 @@
-"""Plays a trained policy and says how often it succeeds, task by task; --video shows it, all tasks side by side.
+"""Plays a trained policy and says how often it succeeds, task by task; --video shows it.
 
     python enjoy.py runs/NAME --episodes 10
-    python enjoy.py runs/NAME --tasks door-open-v3 drawer-close-v3 --episodes 1 --video policy.gif
+    python enjoy.py runs/NAME --tasks door-open-v3 drawer-close-v3 --video policy.gif
 
-The policy takes its mean action, and an episode ends at its first success, as in a script's own evaluation: with --episodes 50
-and no other flag the success rates are those of evals.csv at the checkpoint's step, but for what rounding decides.
+The policy takes its mean action, and an episode ends at its first success, as in a script's own
+evaluation: with --episodes 50 and no other flag the success rates are those of evals.csv at the
+checkpoint's step, but for what rounding decides.
+
+A policy is a run directory, a checkpoint in one, or a small directory with args.json and actor.pt,
+as `python paper/compact.py runs/NAME --out FOLDER --actor` writes it. actor.pt is
+torch.save({"script": name, "args": flags, "actor": agent.actor.state_dict(), "log_std": [K, 4]}).
 """
 
 import math
 import os
 import sys
-import zipfile
 from ctypes.util import find_library
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import metaworld
 import numpy as np
 import torch
+import torch.nn as nn
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
-ROOT = Path(__file__).resolve().parent
-sys.path.append(str(ROOT / "ablations"))
-EPISODE_STEPS, NUM_GOALS, OBS_DIM = 500, 50, 39
-STEPS_PER_FRAME, FRAME_SECONDS = 4, 0.05  # a step is 1 / 80 s, so that a video plays at the simulation's own speed
-CAMERAS = "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV"
-CAPTION, SOLVED, OPEN = "#202020", "#30c050", "#e0e0e0"  # colours
+EPISODE_STEPS = 500
+NUM_GOALS = 50
+STEPS_PER_FRAME = 4  # a step is 1 / 80 s, so that a video plays at the simulation's own speed
+FRAMES_PER_SECOND = 20
+UPSIDE_DOWN = ("corner", "corner2", "corner3")  # as Meta-World mounts these cameras
+
+CAPTION = "#202020"
+SOLVED = "#30c050"
+OPEN = "#e0e0e0"
 
 
 @dataclass
 class Args:
-    run: tyro.conf.Positional[str]
-    """run directory, or a checkpoint.pt in it"""
+    run: tyro.conf.Positional[Path]
+    """run directory, checkpoint in one, or directory with an actor.pt"""
     tasks: tuple[str, ...] = ()
     """some of the run's tasks, such as door-open-v3; none: all of them"""
     episodes: int = 5
     """episodes per task, each on another one of the task's 50 goals"""
     seed: int | None = None
-    """seed that Meta-World draws the goals from; None: the run's, so the goals are those of training and evaluation"""
+    """seed that the goals are drawn from; None: the run's, the goals of training and evaluation"""
     video: str | None = None
-    """.gif or .mp4 file (which needs pip install imageio-ffmpeg) to write: all tasks' first episodes, then their second ones"""
+    """.gif or .mp4 file to write (.mp4: pip install imageio-ffmpeg), all tasks side by side"""
     size: int = 160
     """width and height of a task's picture in the video, in pixels"""
-    camera: str = "corner3"
-    """Meta-World's camera: corner, corner2, corner3, corner4, topview, behindGripper or gripperPOV"""
+    camera: Literal["corner", "corner2", "corner3", "topview", "behindGripper", "gripperPOV"] = (
+        "corner2"
+    )
+    """Meta-World's camera"""
+
+    def __post_init__(self):
+        def expect(ok, message):
+            if not ok:
+                raise ValueError(message)  # tyro prints it
+
+        video = self.video or ".gif"
+        expect(0 < self.episodes <= NUM_GOALS, "episodes: expected 1 to 50, a task's goals")
+        expect(0 <= (self.seed or 0) < 2**32, "seed: expected 0 to 2^32 - 1")
+        expect(64 <= self.size <= 1024, "size: expected 64 to 1024 pixels")
+        expect(video.endswith((".gif", ".mp4")), "video: expected a name in .gif or .mp4")
+        expect(Path(video).parent.is_dir(), "video: expected a name in a folder that is there")
+        ready = video.endswith(".gif") or find_spec("imageio_ffmpeg")
+        expect(ready, "video: pip install imageio-ffmpeg first")
 
 
-def check(ok, message):
-    if not ok:
-        print(f"enjoy: error: {message}", file=sys.stderr)
-        sys.exit(2)
+def fail(message):
+    print(f"enjoy: error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
-def load(path):
-    """The checkpoint's dict and its actor, a module from [K, 39 + K] observations to [K, 4] mean actions."""
-    path = Path(path, "checkpoint.pt") if Path(path).is_dir() else Path(path)
+# --- The policy
+
+
+class Policy(NamedTuple):
+    actor: nn.Module  # from [n, 39 + K] observations with the task's one-hot to [n, 4] mean actions
+    args: dict  # the run's flags
+    title: str  # script and, of a checkpoint, steps
+
+
+def load_policy(path):
+    """The Policy of a run directory, of a checkpoint, or of a directory with an actor.pt."""
+    path = Path(path)
+    if path.is_dir():
+        names = ("checkpoint.pt", "actor.pt")
+        path = next((path / name for name in names if (path / name).exists()), path / names[0])
     try:
-        assert zipfile.ZipFile(path).testzip() is None  # compares checksums, as torch.load does not
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing
-        script, hidden_sizes = checkpoint["script"], checkpoint["args"]["hidden_sizes"]
-    except Exception as error:  # torch.load raises many kinds for files that torch.save did not write
-        check(False, f"{path} is not a whole checkpoint of a training script ({type(error).__name__})")
-    check(any(Path(folder, f"{script}.py").exists() for folder in (ROOT, ROOT / "ablations")),
-          f"{path} was made by {script}.py, expected that script beside enjoy.py or in ablations/")
-    agent = import_module(script).Agent(len(checkpoint["tasks"]), hidden_sizes)  # the script says what its network looks like
-    agent.load_state_dict(checkpoint["agent"])
-    return checkpoint, agent.actor
+        saved = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing
+        weights = saved.get("actor") or {
+            name.removeprefix("actor."): weight
+            for name, weight in saved["agent"].items()
+            if name.startswith("actor.")
+        }
+        args = saved["args"]
+        title = saved["script"]
+        if "progress" in saved:
+            steps = saved["progress"]["collects"] * len(args["tasks"]) * args["num_steps"]
+            title += f" after {steps:,} steps"
+        return Policy(build_actor(weights), args, title)
+    except Exception as error:  # torch.load raises many kinds for files that are not its own
+        fail(f"{path} is not a whole checkpoint or actor.pt of a training script: {error!r}")
 
 
-def render(env):
-    """A picture [size, size, 3] of the environment."""
-    if env.mujoco_renderer.viewer:  # gymnasium would draw in the OpenGL context of the environment that was made last
-        env.mujoco_renderer.viewer.make_context_current()
-    return env.render()
+def build_actor(weights):
+    """The nn.Sequential that the weights are of, as {"0.weight": ..., "0.bias": ..., ...}.
+
+    A matrix is a linear layer's, a vector a LayerNorm's, and what has no weights is a ReLU.
+    """
+    layers = []
+    for i in range(1 + max(int(name.split(".")[0]) for name in weights)):
+        weight = weights.get(f"{i}.weight")
+        if weight is None:
+            layers.append(nn.ReLU())
+        elif weight.ndim == 1:
+            layers.append(nn.LayerNorm(len(weight)))
+        else:
+            n_out, n_in = weight.shape
+            layers.append(nn.Linear(n_in, n_out, bias=f"{i}.bias" in weights))
+    actor = nn.Sequential(*layers)
+    actor.load_state_dict(weights)
+    return actor
 
 
-def draw(pictures, names, solved, caption):
-    """The pictures [n, size, size, 3] as a grid, about twice as wide as high, with names, and a frame around what is solved."""
-    size, columns = len(pictures[0]), math.ceil(len(names) / round(math.sqrt(len(names) / 2) + 0.1))
-    grid = Image.new("RGB", (columns * size, math.ceil(len(names) / columns) * size + 20), CAPTION)
-    pen, font = ImageDraw.Draw(grid), ImageFont.load_default(max(size // 14, 9))
-    pen.text((6, 3), caption, SOLVED, font=ImageFont.load_default(12))
-    for i, (picture, name) in enumerate(zip(pictures, names)):
-        x, y = i % columns * size, i // columns * size + 20
-        grid.paste(Image.fromarray(picture), (x, y))
-        pen.rectangle((x, y, x + size - 1, y + size - 1), outline=SOLVED if solved[i] else CAPTION, width=4 if solved[i] else 1)
-        for label, below in [(name.removesuffix("-v3"), 5), ("success", size - font.size - 12)][: 1 + solved[i]]:
-            pen.rectangle((x + 5, y + below, x + 9 + pen.textlength(label, font), y + below + font.size + 4), CAPTION)
-            pen.text((x + 7, y + below), label, SOLVED if solved[i] else OPEN, font=font)
-    return grid
+# --- Episodes
+
+
+class Episodes(NamedTuple):
+    """One episode of each of n tasks."""
+
+    success: np.ndarray  # [n]
+    returns: np.ndarray  # [n]
+    steps: np.ndarray  # [n]: to success, or all 500
 
 
 @torch.no_grad()
-def play(actor, envs, goals, tasks, num_tasks, results, names=None):
-    """Plays goals [n, E], an episode in each of the n environments at a time, and appends (success, returns, steps), [n] each, to
-    results. Yields the video's frames if names are given."""
-    one_hot = torch.eye(num_tasks)[tasks]
-    for e in range(len(goals[0])):
-        for env, goal in zip(envs, goals):
-            env.set_task(goal[e])
-        obs = np.stack([env.reset()[0] for env in envs]).astype(np.float32)
-        success, returns, steps = np.zeros(len(envs), bool), np.zeros(len(envs)), np.full(len(envs), EPISODE_STEPS)
-        pictures = [render(env) for env in envs] if names else []
-        for t in range(EPISODE_STEPS):
-            actions = actor(torch.cat([torch.from_numpy(obs), one_hot], dim=1)).numpy()  # [n, 4]
-            for i in np.flatnonzero(~success):
-                obs[i], reward, _, _, info = envs[i].step(actions[i].clip(-1, 1))
-                returns[i], success[i] = returns[i] + reward, bool(info["success"])
-                steps[i] = t + 1 if success[i] else steps[i]
-                if names and (success[i] or t % STEPS_PER_FRAME == 0):
-                    pictures[i] = render(envs[i])
-            if names and t % STEPS_PER_FRAME == 0:
-                yield draw(pictures, names, success, f"episode {e + 1}, step {t}: {success.sum()} of {len(envs)} solved")
-            if success.all():
-                break
-        for _ in range(round(1 / FRAME_SECONDS) if names else 0):  # a second to look at the end
-            yield draw(pictures, names, success, f"episode {e + 1}, step {t + 1}: {success.sum()} of {len(envs)} solved")
-        results.append((success, returns, steps))
-        print(f"\repisode {e + 1}/{len(goals[0])}: {success.sum()} of {len(envs)} solved ", end="", file=sys.stderr, flush=True)
+def play(actor, envs, one_hot, show=None):
+    """An episode in each of the n environments, in step. Returns Episodes.
+
+    one_hot: [n, K]. show: called with step and success [n], before the first step and after each.
+    """
+    success = np.zeros(len(envs), bool)
+    returns = np.zeros(len(envs))
+    steps = np.full(len(envs), EPISODE_STEPS)
+    obs = np.stack([env.reset()[0] for env in envs])
+    for t in range(EPISODE_STEPS + 1):
+        if show:
+            show(t, success)
+        if success.all() or t == EPISODE_STEPS:
+            break
+        inputs = torch.cat([torch.from_numpy(obs).float(), one_hot], dim=1)
+        actions = actor(inputs).numpy().clip(-1, 1)  # [n, 4]
+        for i in np.flatnonzero(~success):
+            obs[i], reward, _, _, info = envs[i].step(actions[i])
+            returns[i] += reward
+            if info["success"]:
+                success[i] = True
+                steps[i] = t + 1
+    return Episodes(success, returns, steps)
+
+
+# --- The video
+
+
+def choose_renderer():
+    """Has MuJoCo draw without a screen where there is none."""
+    if sys.platform != "linux" or os.environ.get("DISPLAY") or "MUJOCO_GL" in os.environ:
+        return
+    found = [name.lower() for name in ("EGL", "OSMesa") if find_library(name)]
+    if not found:
+        libraries = "apt install libegl1, or libosmesa6 where that has no driver"
+        fail(f"--video needs a screen or a system library: {libraries}")
+    os.environ["MUJOCO_GL"] = found[0]
+
+
+def render(env, camera):
+    """A picture [size, size, 3] of the environment, the right way up."""
+    if env.mujoco_renderer.viewer:
+        # gymnasium would draw in the OpenGL context of the environment that was made last
+        env.mujoco_renderer.viewer.make_context_current()
+    picture = env.render()
+    return picture[::-1, ::-1] if camera in UPSIDE_DOWN else picture
+
+
+class Film:
+    """The frames of one episode, all tasks side by side."""
+
+    def __init__(self, envs, names, camera, title):
+        self.envs = envs
+        self.names = names
+        self.camera = camera
+        self.title = title
+        self.pictures = [None] * len(envs)
+        self.success = np.zeros(len(envs), bool)
+        self.frames = []
+        self.last_success = None  # the frame that shows it
+
+    def show(self, t, success):
+        """Takes a frame. What is solved stands still."""
+        if t % STEPS_PER_FRAME != 0 and not success.all():
+            return
+        for i in np.flatnonzero(~self.success):
+            self.pictures[i] = render(self.envs[i], self.camera)
+        if success.sum() > self.success.sum():
+            self.last_success = len(self.frames)
+        self.success = success.copy()
+        caption = f"{self.title}, step {t}: {success.sum()} of {len(success)} solved"
+        self.frames.append(draw(self.pictures, self.names, success, caption))
+
+    def cut(self):
+        """The frames until a second after the last success; without one, a second after the end."""
+        last = len(self.frames) - 1 if self.last_success is None else self.last_success
+        still = [self.frames[-1]] * FRAMES_PER_SECOND
+        return (self.frames + still)[: last + 1 + FRAMES_PER_SECOND]
+
+
+def draw(pictures, names, success, caption):
+    """The pictures [n, size, size, 3] as a grid about twice as wide as high, with names."""
+    size = len(pictures[0])
+    num_rows = round(math.sqrt(len(names) / 2) + 0.1)
+    num_columns = math.ceil(len(names) / num_rows)
+    height = 20 + math.ceil(len(names) / num_columns) * size
+    grid = Image.new("RGB", (num_columns * size, height), CAPTION)
+    pen = ImageDraw.Draw(grid)
+    pen.text((6, 3), caption, SOLVED, font=ImageFont.load_default(12))
+    font = ImageFont.load_default(max(size // 14, 9))
+
+    def label(x, y, text, colour):
+        pen.rectangle((x, y, x + 4 + pen.textlength(text, font), y + font.size + 4), CAPTION)
+        pen.text((x + 2, y), text, colour, font=font)
+
+    for i, (picture, name) in enumerate(zip(pictures, names)):
+        x = i % num_columns * size
+        y = 20 + i // num_columns * size
+        frame = (x, y, x + size - 1, y + size - 1)
+        grid.paste(Image.fromarray(picture), (x, y))
+        if success[i]:
+            pen.rectangle(frame, outline=SOLVED, width=4)
+            label(x + 5, y + size - font.size - 12, "success", SOLVED)
+        else:
+            pen.rectangle(frame, outline=CAPTION)
+        label(x + 5, y + 5, name.removesuffix("-v3"), SOLVED if success[i] else OPEN)
+    return grid
+
+
+def write_video(path, frames):
+    """Writes the frames as they come, to a .gif or .mp4 file."""
+    if path.endswith(".mp4"):
+        import imageio
+
+        with imageio.get_writer(path, fps=FRAMES_PER_SECOND, macro_block_size=2) as file:
+            for frame in frames:
+                file.append_data(np.asarray(frame))
+        return
+
+    # One palette for all frames: what stands still then costs nothing
+    first = next(frames).quantize(128, Image.Quantize.MAXCOVERAGE)
+    rest = (frame.quantize(palette=first, dither=Image.Dither.NONE) for frame in frames)
+    milliseconds = 1000 // FRAMES_PER_SECOND
+    first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0)
+
+
+# --- Main
+
+
+def make_envs(args, names, seed, reward_version):
+    """The tasks' environments, and their goals [n, 50]."""
+    options = {"reward_function_version": reward_version}
+    if args.video:
+        choose_renderer()
+        options |= {"render_mode": "rgb_array", "camera_name": args.camera}
+        options |= {"width": args.size, "height": args.size}
+    benchmarks = [metaworld.MT1(name, seed=seed) for name in names]  # each draws 50 goals
+    envs = [mt1.train_classes[name](**options) for mt1, name in zip(benchmarks, names)]
+    for env in envs:
+        env.model.vis.quality.shadowsize = 0  # most of a picture's time without a GPU
+        env.model.camera("corner2").fovy = 40  # with Meta-World's 60 degrees the task is small
+    return envs, [mt1.train_tasks for mt1 in benchmarks]
+
+
+def episodes(args, policy, names, seed, results):
+    """Plays the episodes and appends Episodes to results. Yields the video's frames, if any."""
+    envs, goals = make_envs(args, names, seed, policy.args["reward_version"])
+    trained = policy.args["tasks"]
+    one_hot = torch.eye(len(trained))[[trained.index(name) for name in names]]
+    for e in range(args.episodes):
+        for env, task_goals in zip(envs, goals):
+            env.set_task(task_goals[e])
+        film = Film(envs, names, args.camera, f"episode {e + 1}")
+        result = play(policy.actor, envs, one_hot, film.show if args.video else None)
+        results.append(result)
+        solved = f"{result.success.sum()} of {len(names)} solved"
+        print(f"\repisode {e + 1}/{args.episodes}: {solved} ", end="", file=sys.stderr, flush=True)
+        if args.video:
+            yield from film.cut()
     print(file=sys.stderr)
 
 
-def write(video, frames):
-    """Writes the frames, PIL images, as they come to a .gif or .mp4 file."""
-    if video.endswith(".mp4"):
-        import imageio
-        with imageio.get_writer(video, fps=1 / FRAME_SECONDS, macro_block_size=2) as file:
-            for frame in frames:
-                file.append_data(np.asarray(frame))
-    else:
-        first = next(frames)
-        palette = first.quantize(128, Image.Quantize.MAXCOVERAGE)  # one for all frames: what stands still costs nothing
-        rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
-        palette.save(video, save_all=True, append_images=rest, duration=int(1000 * FRAME_SECONDS), loop=0)
+def print_table(names, results):
+    success, returns, steps = (np.array(x) for x in zip(*results))  # [E, n] each
+    print(f"{'task':28}{'success':>8}{'episodes':>10}{'mean return':>13}{'steps to success':>18}")
+    for i, name in enumerate(names):
+        taken = f"{steps[success[:, i], i].mean():.0f}" if success[:, i].any() else "-"
+        rate = success[:, i].mean()
+        print(f"{name:28}{rate:8.2f}{len(success):10}{returns[:, i].mean():13.1f}{taken:>18}")
+    print(f"{'mean':28}{success.mean():8.3f}{success.size:10}{returns.mean():13.1f}")
 
 
 def main():
     args = tyro.cli(Args, description=__doc__)
-    checkpoint, actor = load(args.run)
-    trained, flags = checkpoint["tasks"], checkpoint["args"]
-    names, seed = list(args.tasks or trained), flags["seed"] if args.seed is None else args.seed
-    for name, ok, expected in [
-        ("tasks", {*names} <= {*trained} and len({*names}) == len(names), f"tasks of the run, each once: {' '.join(trained)}"),
-        ("episodes", 0 < args.episodes <= NUM_GOALS, f"1 to {NUM_GOALS}, a task's goals"),
-        ("seed", 0 <= seed < 2**32, "0 to 2^32 - 1, the seeds that Meta-World takes"),
-        ("video", args.video is None or args.video.endswith((".gif", ".mp4")), "a name that ends in .gif or .mp4"),
-        ("video", not (args.video or "").endswith(".mp4") or find_spec("imageio_ffmpeg"), "pip install imageio-ffmpeg for .mp4"),
-        ("size", 64 <= args.size <= 1024, "64 to 1024 pixels"),
-        ("camera", args.camera in CAMERAS, " ".join(CAMERAS)),
-    ]:
-        check(ok, f"--{name} {getattr(args, name)}: expected {expected}")
-    if args.video and sys.platform == "linux" and not os.environ.get("DISPLAY") and "MUJOCO_GL" not in os.environ:
-        found = [name.lower() for name in ("EGL", "OSMesa") if find_library(name)]  # both draw without a screen
-        check(found, "--video needs a screen or a system library: apt install libegl1, or libosmesa6 where that has no driver")
-        os.environ["MUJOCO_GL"] = found[0]
-    screen = dict(render_mode="rgb_array", camera_name=args.camera, width=args.size, height=args.size) if args.video else {}
-    benchmarks = [metaworld.MT1(name, seed=seed) for name in names]  # each draws its task's 50 goals
-    envs = [mt1.train_classes[n](reward_function_version=flags["reward_version"], **screen) for mt1, n in zip(benchmarks, names)]
-    for env in envs:
-        env.model.vis.quality.shadowsize = 0  # shadows take most of the time of a picture without a GPU
-    goals = [mt1.train_tasks[: args.episodes] for mt1 in benchmarks]
-    tasks, results = [trained.index(name) for name in names], []
-    frames = play(actor, envs, goals, tasks, len(trained), results, names if args.video else None)
+    torch.set_num_threads(1)  # the actor is small
+    policy = load_policy(args.run)
+    trained = policy.args["tasks"]
+    names = args.tasks or trained
+    seed = policy.args["seed"] if args.seed is None else args.seed
+    if not set(names) <= set(trained) or len(set(names)) < len(names):
+        fail(f"--tasks: expected some of the run's, each once: {' '.join(trained)}")
+
+    results = []
+    frames = episodes(args, policy, names, seed, results)
     try:
-        write(args.video, frames) if args.video else [*frames]
+        if args.video:
+            write_video(args.video, frames)
+        else:
+            list(frames)
     except OSError as error:
-        check(False, f"--video {args.video}: {error.strerror or error}; expected a file that can be written")
-    success, returns, steps = (np.array(x) for x in zip(*results))  # [E, n] each
-    print(f"{checkpoint['script']} at {checkpoint['global_step']:,} steps, goals of seed {seed}")
-    print(f"{'task':28}{'success':>8}{'episodes':>10}{'mean return':>13}{'steps to success':>18}")
-    for i, name in enumerate(names):
-        taken = f"{steps[success[:, i], i].mean():.0f}" if success[:, i].any() else "-"
-        print(f"{name:28}{success[:, i].mean():8.2f}{len(success):10}{returns[:, i].mean():13.1f}{taken:>18}")
-    print(f"{'mean':28}{success.mean():8.3f}{success.size:10}{returns.mean():13.1f}")
+        fail(f"--video {args.video}: {error.strerror or error}; expected a file to write to")
+    print(f"{policy.title}, goals of seed {seed}")
+    print_table(names, results)
     if args.video:
         print(f"wrote {args.video}")
 

@@ -1,4 +1,4 @@
-"""sweep.py: its commands, its table, and jobs that are killed, requeued and stopped in real runs."""
+"""sweep.py: commands, table, and jobs that are killed, stopped and requeued in real runs."""
 
 import fcntl
 import json
@@ -12,29 +12,58 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-import sweep
 import torch
+import tyro
 from scripts import MODULES, PATHS, ROOT
 
 pytest.importorskip("submitit", reason="needs submitit: pip install -r requirements-sweep.txt")
-FLAGS = ["--tasks", "reach-v3", "--num-steps", "500", "--update-epochs", "1", "--num-minibatches", "2", "--eval-episodes", "1",
-         "--eval-interval", "2000", "--total-timesteps", "8000", "--torch-threads", "1", "--num-workers", "1"]  # fmt: skip
+import sweep  # noqa: E402
+
+GRID = [
+    "--scripts",
+    "toppo_mt50",
+    "--tasks",
+    "reach-v3",
+    "drawer-close-v3",
+    "--reward-versions",
+    "v1",
+]
+SETTINGS = ["--num-steps", "500", "--hidden-sizes", "16", "--update-epochs", "1"]
+SETTINGS += ["--num-minibatches", "2", "--eval-episodes", "1", "--no-cuda"]
 
 
-def start(*words, **options):
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs sweep.py in this process. Returns the lines of its output."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, words)])
+        try:
+            sweep.main()
+        except SystemExit as end:
+            assert end.code == 0
+        return capsys.readouterr().out.splitlines()
+
+    return call
+
+
+def start(*words):
+    """Starts sweep.py as a person does, in a process group of its own."""
     command = [sys.executable, ROOT / "sweep.py", *map(str, words)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
 
 
-def finish(*words, **options):
-    """Returns exit code, lines of stdout, stderr."""
-    process = start(*words, **options)
+def finish(*words):
+    process = start(*words)
     out, err = process.communicate(timeout=300)
-    return process.returncode, out.splitlines(), err
+    return process.returncode, out, err
 
 
-def wait_until(condition, process=None, seconds=120):
-    deadline = time.time() + seconds
+def wait_until(condition, process=None):
+    deadline = time.time() + 300
     while not condition():
         assert time.time() < deadline
         assert process is None or process.poll() is None, process.communicate()
@@ -43,274 +72,248 @@ def wait_until(condition, process=None, seconds=120):
 
 def processes(text):
     """Of the processes with text in their command lines: {pid: parent's pid}."""
-    listed = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()
-    return {int(pid): int(parent) for pid, parent, line in (x.split(None, 2) for x in listed[1:]) if text in line}
-
-
-def programs(folder, monkeypatch, **scripts):
-    """Shell scripts that stand before the machine's own programs in PATH."""
-    folder.mkdir()
-    for name, text in scripts.items():
-        (folder / name.replace("_", "-")).write_text(f"#!/bin/sh\n{text}\n")
-        (folder / name.replace("_", "-")).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-
-
-# Commands
-
-
-def test_dry_run_prints_the_papers_grid(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    code, lines, err = finish("--dry-run", "--dir", tmp_path / "runs", "--jobs", 1)
-    assert (code, err) == (0, "") and not (tmp_path / "runs").exists()
-    settings, found = [("MT10", "v2"), ("MT50", "v2"), ("MT50", "v1")], set()
-    for words in map(shlex.split, lines):
-        assert words[0] == sys.executable and words[1] in PATHS[:6]
-        monkeypatch.setattr(sys, "argv", words[1:])
-        args, names, checkpoint = MODULES[words[1]].parse_args()  # refuses what it does not know
-        assert checkpoint is None and len(names) == int(args.benchmark[2:])
-        name = f"{args.benchmark}__{args.reward_version}__{Path(words[1]).stem}__seed{args.seed:02}"
-        assert args.run_dir == str(tmp_path / "runs" / name)
-        assert args.torch_threads == args.num_workers == len(os.sched_getaffinity(0))
-        found.add((words[1], (args.benchmark, args.reward_version), args.seed))
-    assert len(lines) == 180 and found == {*product(PATHS[:6], settings, range(1, 11))}
-
-
-def test_dry_run_of_ones_own_grid(tmp_path, monkeypatch):
-    """Scripts by name and by path, flags for them, and two GPUs for four runs at a time."""
-    programs(tmp_path / "bin", monkeypatch, nvidia_smi="echo 'GPU 0: A (UUID: GPU-a)'; echo '  MIG x'; echo 'GPU 1: A (UUID: b)'")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    scripts = "ln", "ablations/popart.py", ROOT / "vanilla_mtppo.py"
-    words = ["--dry-run", "--dir", tmp_path / "a b", "--jobs", 4, "--seeds", 7, 100, "--scripts", *scripts,
-             "--reward-versions", "v1", "v2", "--benchmarks", "MT25", "--", "--num-workers=3"]  # fmt: skip
-    code, lines, err = finish(*words, "--gamma", "0.9")
-    assert code == 0, err
-    cores = max(1, len(os.sched_getaffinity(0)) // 4)
-    expected = []
-    for seed, reward, script in product((7, 100), ("v1", "v2"), ("ablations/ln.py", "ablations/popart.py", "vanilla_mtppo.py")):
-        folder = shlex.quote(f"{tmp_path}/a b/MT25__{reward}__{Path(script).stem}__seed{seed:02}")
-        expected.append(f"env CUDA_VISIBLE_DEVICES={len(expected) % 4 % 2} {sys.executable} {script} --benchmark MT25 "
-                        f"--reward-version {reward} --seed {seed} --run-dir {folder} --resume auto --torch-threads {cores} "
-                        "--num-workers=3 --gamma 0.9")  # fmt: skip
-    assert lines == expected
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
-    code, lines, _ = finish(*words, "--tasks", "reach-v3", "push-v3")
-    assert len(lines) == 12 and all(line.startswith("env CUDA_VISIBLE_DEVICES=5 ") for line in lines)
-    assert all("/MT2__v" in line and "--benchmark" not in line for line in lines)
-
-
-BAD = {
-    "--scripts nothing": "--scripts nothing: expected a training script",
-    "--scripts ln ablations/ln.py": "--scripts ablations/ln.py: another one has that name",
-    "--scripts toppo_envpool": "--reward-versions v2 only",
-    "--seeds 1 1": "one or more, each once",
-    "--seeds one": "parsing --seeds",
-    "--benchmarks MT11": "MT10, MT25 or MT50",
-    "--reward-versions v3": "v1, v2 or both",
-    "--jobs -1": "0 or more",
-    "--sede 1": "Unrecognized options: --sede",
-    "--engine ray": "local or slurm",
-    "--engine slurm": "a machine with sbatch",
-    "--slurm-options mem": "NAME=VALUE",
-    "--dir README.md": "a folder",
-    "--dir README.md/x": "Not a directory",
-    "-- --seed 1": "--seed after `--`: sweep.py sets it",
-    "-- --run_dir=x": "--run-dir after `--`: sweep.py sets it",
-    "-- --total-timesteps many": "a number of steps",
-}
-
-
-@pytest.mark.parametrize("words", BAD)
-def test_errors_are_one_line(words):
-    code, lines, err = finish(*words.split())
-    assert (code, lines) == (2, []) and err.startswith("sweep: error: ") and err.count("\n") == 1
-    assert BAD[words] in err
-
-
-# The table
-
-
-def write(path, steps, rates, log, total=40_000, num_steps=1000):
-    """A run directory on two tasks, as far as the table reads it. rates: {step: rates}."""
-    path.mkdir()
-    (path / "args.json").write_text(json.dumps({"script": "toppo_mt50", "total_timesteps": total, "num_steps": num_steps}))
-    rows = [f"{step},{task},50,{rate},1.0\n" for step, both in rates.items() for task, rate in zip("ab", both)]
-    (path / "evals.csv").write_text("step,task,episodes,success_rate,mean_return\n" + "".join(rows))
-    evals = [("step", "task", "episodes", "success_rate", "mean_return"), *(tuple(row.split(",")) for row in rows)]
-    state = dict(script="toppo_mt50", args={"seed": 1}, tasks=["a", "b"], collect=steps // 2000, global_step=steps, evals=evals)
-    torch.save({**state, "agent": {"x": torch.zeros(9)}}, path / "checkpoint.pt")
-    Path(f"{path}.log").write_text(log)
-
-
-def line(steps, rate):
-    return f"|###                 | collect {steps // 2000}/20, {steps:,} steps, {rate:,} steps/s, ETA 0.10 h, success 0.500\n"
-
-
-def test_table_of_all_states(tmp_path, monkeypatch, capsys):
-    words = "sweep.py --status --scripts toppo_mt50 --benchmarks MT10 --jobs 2".split()
-    monkeypatch.setattr(sys, "argv", [*words, "--dir", str(tmp_path), "--", "--tasks", "a", "b"])
-    paths = [tmp_path / f"MT2__v2__toppo_mt50__seed{seed:02}" for seed in range(1, 11)]
-    write(paths[0], 40_000, {0: (0, 0), 40_000: (1, 0.9)}, line(40_000, 10))
-    write(paths[1], 36_000, {0: (0, 0), 36_000: (1, 0.9)}, "")
-    write(paths[2], 4000, {0: (0.5, 0)}, line(0, 9999) + line(4000, 2000))
-    write(paths[3], 262_144, {0: (0, 0.25), 9000: (1,)}, line(262_144, 4000), total=300_000)  # half an evaluation is written
-    write(paths[4], 6000, {0: (0, 0)}, line(6000, 10) + "toppo_mt50: error: process of a died\n\n")
-    write(paths[5], 0, {0: (0, 0)}, line(0, 10) + "\nstopped; continue with: python x\n")
-    (tmp_path / "MT2__v2__toppo_mt50__seed07.log").write_text("toppo_mt50: error: --gamma\n")
-    write(paths[7], 80_000, {0: (0, 0)}, "x")
-    os.replace(paths[7] / "checkpoint.pt", paths[7] / "checkpoint.previous.pt")
-    (paths[7] / "checkpoint.pt").write_bytes(b"damaged")
-    os.utime(f"{paths[3]}.log", (time.time() - 2, time.time() - 2))
-    locks = [os.open(path, os.O_RDONLY) for path in (paths[2], f"{paths[3]}.log")]  # a script's lock, and a job's
-    for fd in locks:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    sweep.main()
-    rows = [row.split(None, 6) for row in capsys.readouterr().out.splitlines()]
-    assert [row[0] for row in rows[1:-1]] == [path.name for path in paths]
-    assert rows[1][1:] == ["done", "40,000/40,000", "0.950", "10", "–"]
-    assert rows[2][1:] == ["failed", "36,000/40,000", "0.950", "–", "–"]
-    assert rows[3][1:6] == ["running", "4,000/40,000", "0.250", "2,000", "0.3"]  # minutes
-    assert rows[4][1:5] == ["running", "262,144/300,000", "0.125", "4,000"] and rows[4][5] == "0.1"
-    assert rows[5][1:] == ["failed", "6,000/40,000", "0.000", "10", "–", "toppo_mt50: error: process of a died"]
-    assert rows[6][1:] == ["stopped", "0/40,000", "0.000", "–", "–"]
-    assert rows[7][1:] == ["failed", "0/4,000,000", "–", "–", "–", "toppo_mt50: error: --gamma"]
-    assert rows[8][1:] == ["done", "80,000/40,000", "0.000", "–", "–"]
-    assert rows[9][1:] == rows[10][1:] == ["waiting", "0/4,000,000", "–", "–", "–"]
-    # left: 36,000 and 37,856 of the runs that run, 40,000 and twice 4,000,000; two at a time with 3,000 steps/s each
-    hours = (36_000 + 37_856 + 40_000 + 8_000_000) / 6000 / 60
-    assert " ".join(rows[11]) == f"10 runs: 2 done, 2 running, 1 stopped, 3 failed, 2 waiting; ETA {hours:.1f} min"
-    sys.argv += ["--total-timesteps", "41999"]  # a budget that has grown by less than a collect
-    for fd in locks:
-        os.close(fd)
-    sweep.main()
-    rows = [row.split(None, 6) for row in capsys.readouterr().out.splitlines()]
-    assert rows[1][1:3] == ["done", "40,000/40,000"] and rows[3][1] == "failed" and rows[9][2] == "0/40,000"
-    assert " ".join(rows[11]) == "10 runs: 3 done, 1 stopped, 4 failed, 2 waiting; ETA –"
-
-
-# Jobs
-
-
-def result(run_dir):
-    checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
-    weights = torch.cat([x.flatten() for x in checkpoint["agent"].values()])
-    return (run_dir / "evals.csv").read_text(), checkpoint["global_step"], weights.tolist()
+    command = ["ps", "-ewwo", "pid,ppid,args"]
+    listed = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    rows = [line.split(None, 2) for line in listed[1:]]
+    return {int(pid): int(parent) for pid, parent, line in rows if text in line}
 
 
 def said(log, text):
     return log.read_text().count(text) if log.exists() else 0
 
 
-def test_killed_and_stopped_runs_continue(tmp_path):
-    """Two runs side by side, of which one's script is killed by SIGKILL and goes on; then Ctrl-C ends both, and the same command
-    goes on with them. In the end that one is the uninterrupted run, which runs beside them."""
-    straight = [sys.executable, "toppo_mt50.py", "--no-cuda", *FLAGS, "--seed", "1", "--run-dir", tmp_path / "straight"]
-    straight = subprocess.Popen(straight, cwd=ROOT, stdout=subprocess.DEVNULL)
-    words = ["--scripts", "toppo_mt50", "--seeds", 1, 2, "--jobs", 2, "--dir", tmp_path / "sweep", "--", *FLAGS, "--no-cuda"]
-    one, two = (tmp_path / "sweep" / f"MT1__v2__toppo_mt50__seed0{seed}" for seed in (1, 2))
-    logs = [Path(f"{path}.log") for path in (one, two)]
-    process = start(*words, start_new_session=True)
-    wait_until(lambda: said(logs[0], "collect 2/"), process)
+# --- Commands
+
+
+def test_dry_run_prints_the_papers_grid(tmp_path, monkeypatch, call):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    lines = call("--dry-run", "--out", tmp_path / "runs", "--jobs", 1)
+    assert not (tmp_path / "runs").exists()
+    found = set()
+    for words in map(shlex.split, lines):
+        assert words[0] == sys.executable
+        path = os.path.relpath(words[1], ROOT)
+        args = tyro.cli(MODULES[path].Args, args=words[2:])  # refuses what it does not know
+        name = f"{args.benchmark}__{args.reward_version}__{Path(path).stem}__seed{args.seed:02}"
+        assert args.run_dir == str(tmp_path / "runs" / name)
+        assert args.torch_threads == args.num_workers == len(os.sched_getaffinity(0))
+        found.add((path, args.benchmark, args.reward_version, args.seed))
+    settings = [("MT10", "v2"), ("MT50", "v2"), ("MT50", "v1")]
+    expected = {(p, *s, seed) for p, s, seed in product(PATHS[:6], settings, range(1, 11))}
+    assert len(lines) == 180 and found == expected
+
+
+def test_dry_run_of_ones_own_grid(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "a b"
+    words = ["--dry-run", "--out", out, "--scripts", "ln", "vanilla_mtppo", "--seeds", 7, 100]
+    words += ["--benchmarks", "MT25", "--reward-versions", "v1", "v2", "--jobs", 1000]
+    lines = call(*words, "--", "--num-workers=3", "--gamma", "0.9")
+    expected = []
+    for seed, script, reward in product((7, 100), ("ln", "vanilla_mtppo"), ("v1", "v2")):
+        path = os.path.relpath(ROOT / ("ablations/ln.py" if script == "ln" else f"{script}.py"))
+        run_dir = shlex.quote(f"{out}/MT25__{reward}__{script}__seed{seed:02}")
+        expected.append(
+            f"{sys.executable} {path} --run-dir {run_dir} --benchmark MT25 --reward-version "
+            f"{reward} --seed {seed} --torch-threads 1 --num-workers 1 --num-workers=3 --gamma 0.9"
+        )
+    assert lines == expected
+    args = tyro.cli(MODULES["vanilla_mtppo.py"].Args, args=shlex.split(lines[-1])[2:])
+    assert args.num_workers == 3  # the last one counts
+
+    lines = call(*words, "--tasks", "reach-v3", "push-v3")
+    assert len(lines) == 8 and all("/MT2__v" in line for line in lines)
+    assert all(" --tasks reach-v3 push-v3 " in line for line in lines)
+    assert "benchmark" not in " ".join(lines)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--scripts nothing", "invalid choice 'nothing'"),
+        ("--seeds one", "Error parsing --seeds"),
+        ("--benchmarks MT11", "invalid choice 'MT11'"),
+        ("--reward-versions v3", "invalid choice 'v3'"),
+        ("--engine ray", "invalid choice 'ray'"),
+        ("--seed 1", "Perhaps you meant: --seeds"),
+    ],
+)
+def test_wrong_flags_are_said(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *words.split()])
+    with pytest.raises(SystemExit) as end:
+        sweep.main()
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert end.value.code == 2 and message in said
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--engine slurm", "are you indeed on a slurm cluster?"),
+        ("--out README.md", "README.md"),
+        ("-- --gamma 0.9 --run_dir=x", "--run-dir after `--`: sweep.py gives each run its own"),
+    ],
+)
+def test_other_errors_are_one_line(words, message):
+    code, out, err = finish(*words.split())
+    assert (code, out) == (2, "") and err.startswith("sweep: error: ") and err.count("\n") == 1
+    assert message in err
+
+
+# --- The table
+
+
+def write_run(path, collects, total_timesteps=40_000, collect_seconds=720.0):
+    """A run directory on two tasks, as far as the table reads it."""
+    path.mkdir()
+    args = {"tasks": ["a", "b"], "num_steps": 1000, "eval_interval": 8000}
+    args["total_timesteps"] = total_timesteps
+    (path / "args.json").write_text(json.dumps(args))
+    evals = [(0, "a", 50, 0.1, 1.0), (0, "b", 50, 0.2, 1.0)]
+    evals += [(2000, "a", 50, 0.5, 1.0), (2000, "b", 50, 0.9, 1.0)]
+    pace = {"collect_seconds": collect_seconds, "evaluation_seconds": 1800.0}
+    checkpoint = {"progress": {"collects": collects, "evals": evals, **pace}}
+    torch.save(checkpoint, path / "checkpoint.pt")
+
+
+def test_table_of_all_states(tmp_path, call):
+    name = "MT2__v1__toppo_mt50__seed0{}".format
+    write_run(tmp_path / name(1), 20)
+    write_run(tmp_path / name(2), 10, total_timesteps=41_999)  # less than another collect
+    write_run(tmp_path / name(3), 10)
+    write_run(tmp_path / name(4), 0, collect_seconds=0.0)  # has its first evaluation only
+    (tmp_path / name(5)).mkdir()
+    (tmp_path / name(6)).mkdir()
+    locks = [os.open(tmp_path / name(i), os.O_RDONLY) for i in (2, 4, 5)]
+    for fd in locks:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    words = ["--status", *GRID, "--seeds", 1, 2, 3, 4, 5, 6, 7, "--out", tmp_path]
+    rows = [line.split() for line in call(*words)]
+    assert rows[0] == ["run", "state", "steps", "success", "ETA"]
+    # Ten collects of 0.2 h, and at 24,000, 32,000 and 40,000 steps an evaluation of 0.5 h
+    assert rows[1:] == [
+        [name(1), "done", "40,000/40,000", "0.700", "-"],
+        [name(2), "running", "20,000/40,000", "0.700", "3.5", "h"],
+        [name(3), "stopped", "20,000/40,000", "0.700", "-"],
+        [name(4), "running", "0/40,000", "0.700", "-"],
+        [name(5), "running", "-", "-", "-"],
+        [name(6), "stopped", "-", "-", "-"],
+        [name(7), "waiting", "-", "-", "-"],
+    ]
+    for fd in locks:
+        os.close(fd)
+    states = [line.split()[1] for line in call(*words)[1:]]
+    assert states == ["done", "stopped", "stopped", "stopped", "stopped", "stopped", "waiting"]
+
+
+# --- Jobs on this machine
+
+
+def test_killed_and_stopped_runs_continue(tmp_path, monkeypatch, call):
+    """Two runs side by side. The script of one is killed and goes on by itself; Ctrl-C ends both,
+    and the same command goes on with them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")  # two GPUs, as far as sweep.py knows
+    words = [*GRID, "--seeds", 1, 2, "--out", tmp_path, "--", *SETTINGS]
+    words += ["--total-timesteps", 6000, "--eval-interval", 100_000]
+    one, two = (tmp_path / f"MT2__v1__toppo_mt50__seed0{seed}" for seed in (1, 2))
+    log = one / "log.txt"
+    process = start(*words)
+    wait_until(lambda: said(log, "collect 1/"), process)
     [script] = processes(f"--run-dir {one} ")
+    environment = Path(f"/proc/{script}/environ").read_text().split("\0")
+    assert "MALLOC_MMAP_THRESHOLD_=33554432" in environment
+    assert "MALLOC_TRIM_THRESHOLD_=1073741824" in environment
+    cores = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert f" --torch-threads {cores} --num-workers {cores} " in log.read_text()
+
     os.kill(script, signal.SIGKILL)
-    wait_until(lambda: said(logs[0], "$ ") == 2, process)
-    _, table, _ = finish("--status", *words)
-    assert [row.split()[1] for row in table[1:3]] == ["running", "done" if said(logs[1], "collect 16/") else "running"]
-    wait_until(lambda: said(logs[0], "collect 5/"), process)
+    wait_until(lambda: said(log, "to continue:") == 2, process)
+    wait_until(lambda: sweep.status(one)[1] == "running", process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 1 and not processes(str(tmp_path / "sweep"))
-    assert err.startswith("\nstopped; continue with: python ") and err.count("\n") == 2
-    assert out.count(" has failed") == 1 and f"{one.name} has failed: ended by SIGKILL" in out and "already" not in out
-    _, table, _ = finish("--status", *words)
-    assert table[1].split()[1] == "stopped"
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1 and err == "\nstopped; the same command continues\n"
+    assert "has failed" not in out and not processes(str(tmp_path))
+    assert sweep.status(one)[1] == "stopped"
+
     code, out, err = finish(*words)
-    assert (code, err) == (0, "") and out[-1] == "2 runs: 2 done; ETA –", out
-    assert said(logs[0], "$ ") == 3 and said(logs[0], "continuing from") == 2 and not said(logs[0], "Traceback")
-    assert straight.wait(timeout=60) == 0
-    assert result(one) == result(tmp_path / "straight")
-    code, out, err = finish(*words)  # nothing is left to do
-    assert code == 0 and not any("started" in row for row in out)
+    assert (code, err) == (0, ""), out
+    assert [line.split()[1] for line in out.splitlines()[-2:]] == ["done", "done"]
+    assert said(log, "$ env CUDA_VISIBLE_DEVICES=5 ") == 3
+    assert said(two / "log.txt", "$ env CUDA_VISIBLE_DEVICES=7 ") == 2
+    for path in (log, two / "log.txt"):
+        assert said(path, "collect 1/6, ") == said(path, "collect 6/6, ") == 1
 
 
-SCRIPT = """import signal, sys, time
-def stop(*_):
-    print("stopped")
-    sys.exit(1)
-signal.signal(signal.SIGTERM, stop)
-print(sys.argv[2:], flush=True)
-time.sleep({})
-sys.exit(3)
+def test_failed_runs_and_those_of_others(tmp_path):
+    held = tmp_path / "MT2__v1__toppo_mt50__seed01"
+    held.mkdir()
+    fd = os.open(held, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    words = [*GRID, "--seeds", 1, 2, "--out", tmp_path, "--retries", 1]
+    code, out, err = finish(*words, "--", "--gamma", 2)
+    os.close(fd)
+    failed = tmp_path / "MT2__v1__toppo_mt50__seed02"
+    assert (code, err) == (1, "")
+    assert f" {failed.name} has failed: {failed}/log.txt\n" in out
+    assert said(failed / "log.txt", "$ ") == said(failed / "log.txt", "gamma, gae_lambda:") == 2
+    assert os.listdir(held) == [] and f"{held.name} starts" not in out
+
+
+# --- SLURM, as far as it goes without a cluster: programs of its names that do here what it does
+
+SBATCH = """#!/bin/sh
+# Runs the job, and again when it has been requeued
+cp $1 {0}/batch
+while :; do
+    SLURM_JOB_ID=77 sh $1
+    [ -e {0}/requeued ] || break
+    mv {0}/requeued {0}/done
+done > {0}/log 2>&1 &
+echo Submitted batch job 77
+"""
+SRUN = """#!/bin/sh
+# srun --unbuffered --output FILE --error FILE COMMAND
+shift 5
+exec "$@"
+"""
+SCONTROL = """#!/bin/sh
+echo "$@" > {0}/requeued
 """
 
 
-def test_a_job_that_has_to_go_is_requeued(tmp_path):
-    """The signal by which a cluster says so; submitit's local mode then does as the cluster would, and starts the job again."""
-    (tmp_path / "script.py").write_text(SCRIPT.format(100))
-    words = ["--scripts", tmp_path / "script.py", "--seeds", 1, "--benchmarks", "MT10", "--dir", tmp_path / "runs"]
-    process, log = start(*words), tmp_path / "runs/MT10__v2__script__seed01.log"
-    wait_until(lambda: said(log, "['MT10'"), process)
-    [(script, job)] = processes(f"{sys.executable} {tmp_path}/script.py ").items()
+def programs(folder, monkeypatch, **texts):
+    """Puts programs in front of the machine's own."""
+    folder.mkdir()
+    for name, text in texts.items():
+        (folder / name).write_text(text.format(folder))
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_a_slurm_job_is_requeued_before_its_time_is_up(tmp_path, monkeypatch):
+    slurm = tmp_path / "slurm"
+    programs(slurm, monkeypatch, sbatch=SBATCH, srun=SRUN, scontrol=SCONTROL)
+    words = [*GRID, "--seeds", 1, "--out", tmp_path / "runs", "--engine", "slurm"]
+    words += ["--slurm-cpus", 1, "--slurm-timeout-min", 5]
+    words += ["--slurm-options", "partition=gpu", "mem=64G", "exclusive"]
+    words += ["--", *SETTINGS, "--total-timesteps", 3000, "--eval-interval", 100_000]
+    code, out, err = finish(*words)
+    run_dir = tmp_path / "runs" / "MT2__v1__toppo_mt50__seed01"
+    assert (code, err) == (0, "") and out.startswith(f"job 77: {run_dir}\n")
+    batch = (slurm / "batch").read_text().splitlines()
+    for option in ("partition=gpu", "mem=64G", "exclusive", "time=5", "signal=USR2@90"):
+        assert f"#SBATCH --{option}" in batch
+    for option in ("cpus-per-task=1", f"job-name={run_dir}", "dependency=singleton"):
+        assert f"#SBATCH --{option}" in batch
+
+    # SLURM signals all processes of a job that has to go
+    log = run_dir / "log.txt"
+    wait_until(lambda: said(log, "collect 1/"))
+    [(script, job)] = processes(f"--run-dir {run_dir} ").items()
+    os.kill(script, signal.SIGUSR2)
+    wait_until(lambda: script not in processes("--run-dir"))
     os.kill(job, signal.SIGUSR2)
-    wait_until(lambda: said(log, "['MT10'") == 2, process)
-    assert script not in processes("script.py") and said(log, "stopped") == 1
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 1 and out.count("\n") == 1 and "stopped; continue with" in err
-    assert said(log, "stopped") == 2 and not processes(str(tmp_path))
-
-
-def test_a_run_that_someone_else_has_started_is_left_alone(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT.format(0))
-    path = tmp_path / "MT10__v2__script__seed01"
-    path.mkdir()
-    fd = os.open(path, os.O_RDONLY)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    process = start("--scripts", tmp_path / "script.py", "--seeds", 1, "--benchmarks", "MT10", "--dir", tmp_path)
-    assert "is running already" in process.stdout.readline()
-    time.sleep(1.5)
-    assert process.poll() is None and not Path(f"{path}.log").exists()
-    os.close(fd)
-    out, _ = process.communicate(timeout=60)
-    assert out.count("is started") == 2 and process.returncode == 1  # with one retry
-
-
-def test_failed_runs_are_shown_with_their_last_line(tmp_path):
-    words = ["--scripts", "vanilla_mtppo", "--seeds", 1, "--retries", 0, "--dir", tmp_path]
-    code, out, err = finish(*words, "--", "--gamma", "2", "--tasks", "reach-v3")
-    assert (code, err) == (1, "")
-    said = "vanilla_mtppo: error: --gamma 2.0: expected 0 to 1"
-    assert out[1].startswith(f"{out[1][:8]} MT1__v2__vanilla_mtppo__seed01 has failed: {said}")
-    assert out[-2].split(None, 6)[1:] == ["failed", "0/2,000,000", "–", "–", "–", said]
-    assert out[-1] == "1 runs: 1 failed; ETA –"
-
-
-# SLURM, as far as it goes without a cluster: programs of the same names that only record
-
-
-def test_slurm_job_array(tmp_path, monkeypatch):
-    programs(tmp_path / "bin", monkeypatch, srun="", sbatch=f"cp $1 {tmp_path}/batch; echo Submitted batch job 77",
-             squeue="echo 77_0 RUNNING; echo 77_1 PENDING")  # fmt: skip
-    words = ["--engine", "slurm", "--scripts", "toppo_mt50", "--seeds", 1, 2, 3, "--benchmarks", "MT10", "--jobs", 2, "--dir",
-             tmp_path / "runs", "--slurm-cpus", 8, "--slurm-options", "partition=gpu", "gpus=1"]  # fmt: skip
-    code, out, err = finish(*words)
-    assert code == 0 and out[0].startswith("submitted 3 runs as job 77;"), err
-    batch = (tmp_path / "batch").read_text()
-    for option in "array=0-2%2", "cpus-per-task=8", "partition=gpu", "gpus=1", "time=1440", "signal=USR2@90":
-        assert f"#SBATCH --{option}\n" in batch
-    code, out, _ = finish("--status", *words)
-    assert [row.split()[1] for row in out[1:-1]] == ["running", "queued", "waiting"]  # as if one had been cancelled
-    code, out, _ = finish("--dry-run", *words)
-    [command] = out
-    assert "--seed 3" in command and "--torch-threads 8 --num-workers 8" in command
-    code, out, _ = finish(*words)
-    assert out[0].startswith("submitted 1 runs as job 77;")
-    code, _, err = finish("--engine", "local", *words[2:])
-    assert code == 2 and "queued on SLURM" in err
-    (tmp_path / "bin/sbatch").write_text("#!/bin/sh\necho sbatch: error: invalid partition >&2; echo no >&2; exit 1\n")
-    code, out, err = finish(*words, "--seeds", 4)
-    assert (code, out, err) == (2, [], "sbatch: error: invalid partition\nno\nsweep: error: sbatch has refused the jobs\n")
-    (tmp_path / "bin/squeue").write_text("#!/bin/sh\necho squeue: unable to contact >&2; exit 1\n")
-    code, out, err = finish(*words)
-    assert (code, out, err) == (2, [], "sweep: error: squeue: unable to contact\n")
+    wait_until(lambda: (slurm / "done").exists())
+    assert (slurm / "done").read_text() == "requeue 77\n"
+    wait_until(lambda: sweep.status(run_dir)[1] == "done" and not processes(str(tmp_path)))
+    assert said(log, "$ ") == 2 and said(log, "collect 1/3, ") == said(log, "collect 3/3, ") == 1
