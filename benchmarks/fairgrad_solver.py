@@ -1,11 +1,13 @@
-"""Table C.1: FairGrad solvers side by side, the same on Gram matrices captured in training, and a robustness sweep.
+"""Table C.1: FairGrad solvers side by side, on Grams captured in training too, and a robustness
+sweep.
 
-    python benchmarks/fairgrad_solver.py                  everything; prints and writes results/fairgrad_solver.md
-    python benchmarks/fairgrad_solver.py --sweep 3000     a shorter sweep
-    python benchmarks/fairgrad_solver.py --no-write       prints only
+    python benchmarks/fairgrad_solver.py
+    python benchmarks/fairgrad_solver.py --sweep 3000    # a shorter sweep
+    python benchmarks/fairgrad_solver.py --no-write      # prints only
 
-The second part needs results/fairgrad_solver_captured_grams.npz, an array `critic` [n, K, K] (and, if wanted, `actor`) of fp64
-Gram matrices of the per-task gradients of a training run: np.savez_compressed(path, critic=np.stack(grams)).
+Prints and writes results/fairgrad_solver.md. The second part needs
+results/fairgrad_solver_captured_grams.npz, an array `critic` [n, K, K] (and, if wanted, `actor`) of
+fp64 Gram matrices of the per-task gradients of a training run, which capture_grams.py makes.
 """
 
 import argparse
@@ -20,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads cost more than they save at these sizes; the same for every column
+# Threads cost more than they save at these sizes; the same for every column
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import scipy
@@ -35,52 +38,74 @@ from fairgrad_solver import solve_fairgrad  # noqa: E402
 CAPTURED = ROOT / "results" / "fairgrad_solver_captured_grams.npz"
 REPORT = ROOT / "results" / "fairgrad_solver.md"
 
-# The y-Newton of Algorithm C.2. The paper's values (Table B.1) are not recoverable from its text; these are ours.
+# The y-Newton of Algorithm C.2. The paper's values (Table B.1) are not recoverable from its text;
+# these are ours.
 Y_NEWTON_TOLERANCE = 1e-8  # on the un-normalised residual norm
 Y_NEWTON_MAX_ITERATIONS = 50
 Y_CAP = 50.0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The columns. Each takes a Gram matrix and returns weights, iterations and whether it gave up on its own criterion.
-# ---------------------------------------------------------------------------------------------------------------------
+# The columns. Each takes a Gram matrix and returns weights, iterations and whether it gave up on
+# its own criterion.
 
 
 def scipy_fairgrad(gram, alpha=1.0):
-    """FairGrad's released solver (methods/weight_methods.py): scipy's defaults, w = 1/K, bounds (0, inf), finite differences."""
+    """FairGrad's released solver (methods/weight_methods.py).
+
+    It has scipy's defaults, w = 1/K, bounds (0, inf) and finite differences.
+    """
+
+    def residual(w):
+        return gram @ w - (1.0 / w) ** (1.0 / alpha)
+
     start = np.full(len(gram), 1.0 / len(gram))
-    solution = least_squares(lambda w: gram @ w - (1.0 / w) ** (1.0 / alpha), start, bounds=(0.0, np.inf))
+    solution = least_squares(residual, start, bounds=(0.0, np.inf))
     return solution.x, solution.nfev, not solution.success
 
 
 def sgd_fairgrad(gram, alpha=1.0):
-    """FairGrad's RL release (mtrl_files/fairgrad.py): 20 steps of clipped SGD in fp32 on the squared residual, the best kept."""
+    """FairGrad's RL release (mtrl_files/fairgrad.py).
+
+    It takes 20 steps of clipped SGD in fp32 on the squared residual and keeps the best.
+    """
     gram = torch.from_numpy(gram).float()
     w = torch.full((len(gram),), 1.0 / len(gram), requires_grad=True)
     optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.5)
-    best, best_objective = None, np.inf
+    best = torch.full_like(w, np.nan).detach()  # where fp32 overflows, the release crashes
+    best_objective = np.inf
     for _ in range(20):
         optimizer.zero_grad()
         objective = torch.linalg.norm(gram @ w - (1.0 / (w + 1e-8)) ** (1.0 / alpha)) ** 2
         if objective.item() < best_objective:
-            best, best_objective = w.detach().clone(), objective.item()
+            best = w.detach().clone()
+            best_objective = objective.item()
         objective.backward()
         torch.nn.utils.clip_grad_norm_(w, max_norm=1.0)
         optimizer.step()
         w.data.clamp_(min=1e-8)
-    best = torch.full_like(w, np.nan).detach() if best is None else best  # fp32 overflowed: the release crashes here
     return best.double().numpy(), 20, False
 
 
 def y_newton(gram, alpha=1.0, warm=True):
-    """Tier 1 of Algorithm C.2, un-equilibrated: Newton in y = log w with an Armijo search on the norm of the residual (C.3)."""
+    """Tier 1 of Algorithm C.2, un-equilibrated.
+
+    Newton in y = log w with an Armijo search on the norm of the residual (C.3).
+    """
     beta = 1.0 / alpha
-    y = -np.log(gram.diagonal()) / (1.0 + beta) if warm else np.full(len(gram), -np.log(len(gram)))  # Proposition C.1, or uniform
-    y = np.clip(y, -Y_CAP, Y_CAP)
-    w, target = np.exp(y), np.exp(-beta * y)
-    residual = gram @ w - target
-    norm = np.linalg.norm(residual)
+    y = np.full(len(gram), -np.log(len(gram)))  # uniform
+    if warm:
+        y = -np.log(gram.diagonal()) / (1.0 + beta)  # Proposition C.1
+
+    def at(y):
+        """y within the cap, w, w^(-1/alpha) and the residual."""
+        y = np.clip(y, -Y_CAP, Y_CAP)
+        w = np.exp(y)
+        target = np.exp(-beta * y)
+        return y, w, target, gram @ w - target
+
+    y, w, target, residual = at(y)
     for iteration in range(Y_NEWTON_MAX_ITERATIONS):
+        norm = np.linalg.norm(residual)
         if norm <= Y_NEWTON_TOLERANCE:
             return w, iteration, False
         jacobian = gram * w  # Eqs. (C.4) and (C.5)
@@ -91,18 +116,15 @@ def y_newton(gram, alpha=1.0, warm=True):
             jacobian.flat[:: len(w) + 1] += 1e-10 * np.abs(jacobian.diagonal()).max()
             step = np.linalg.solve(jacobian, -residual)
         t = 1.0
-        while t > 1e-10:
-            new_y = np.clip(y + t * step, -Y_CAP, Y_CAP)
-            new_w, new_target = np.exp(new_y), np.exp(-beta * new_y)
-            new_residual = gram @ new_w - new_target
-            new_norm = np.linalg.norm(new_residual)
-            if new_norm <= (1.0 - 1e-4 * t) * norm:
+        while True:
+            new = at(y + t * step)
+            if np.linalg.norm(new[3]) <= (1.0 - 1e-4 * t) * norm:
                 break
             t *= 0.5
-        else:
-            return w, iteration, True
-        y, w, target, residual, norm = new_y, new_w, new_target, new_residual, new_norm
-    return w, Y_NEWTON_MAX_ITERATIONS, norm > Y_NEWTON_TOLERANCE
+            if t <= 1e-10:
+                return w, iteration, True
+        y, w, target, residual = new
+    return w, Y_NEWTON_MAX_ITERATIONS, np.linalg.norm(residual) > Y_NEWTON_TOLERANCE
 
 
 def y_newton_cold(gram):
@@ -131,31 +153,40 @@ def add_torchjd_columns():
         print("torchjd is not installed; its columns are left out (pip install torchjd cvxpy ecos)")
         return
     fairgrad = FairGradWeighting(alpha=1.0)
-    COLUMNS["torchjd FairGrad"] = lambda gram: (fairgrad(torch.from_numpy(gram)).numpy(), None, False)
+
+    def torchjd_fairgrad(gram):
+        return fairgrad(torch.from_numpy(gram)).numpy(), None, False
+
+    COLUMNS["torchjd FairGrad"] = torchjd_fairgrad
     nash: dict[int, Any] = {}  # by K
     try:
         NashMTL(10)
     except ImportError:
-        print("cvxpy or ecos is not installed; torchjd's Nash-MTL is left out (pip install cvxpy ecos)")
+        lack = "cvxpy or ecos is not installed; torchjd's Nash-MTL is left out"
+        print(f"{lack} (pip install cvxpy ecos)")
         return
 
     def torchjd_nash_mtl(gram, rows):
-        weighting = nash.setdefault(len(gram), NashMTL(len(gram), max_norm=0.0).weighting)
-        weighting.prvs_alpha = np.ones(len(gram), dtype=np.float32)  # a cold start, but with the compiled problem
+        k = len(gram)
+        weighting = nash.setdefault(k, NashMTL(k, max_norm=0.0).weighting)
+        weighting.prvs_alpha = np.ones(k, dtype=np.float32)  # a cold start, the problem compiled
         w = weighting(rows).numpy()
-        return w * np.sqrt(len(gram) / (w @ gram @ w)), None, False  # it divides by the Gram's norm; put ||d|| = sqrt(K) back
+        # It divides by the Gram's norm; put ||d|| = sqrt(K) back
+        return w * np.sqrt(k / (w @ gram @ w)), None, False
 
     COLUMNS[NASH_MTL] = torchjd_nash_mtl
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Part 1 and 2: accuracy and time
-# ---------------------------------------------------------------------------------------------------------------------
+# Part 1 and 2: accuracy and time.
 
 
 def regime(name, k, rng):
-    """A Gaussian gradient matrix J [K, D]. D = 1000, where random directions barely couple, but for the last two."""
-    if name == CLOSE_TO_OPPOSED:  # all around but for one coordinate, on whose positive side they all are, barely
+    """A Gaussian gradient matrix J [K, D].
+
+    D = 1000, where random directions barely couple, but for the last two.
+    """
+    if name == CLOSE_TO_OPPOSED:
+        # All around but for one coordinate, on whose positive side they all are, barely
         rows = rng.standard_normal((k, k // 4))
         rows[:, 0] = 0.01 * rng.random(k)
         return rows
@@ -167,7 +198,8 @@ def regime(name, k, rng):
     if name != "well-conditioned":
         small = 1 if name == "one small row, 1e6" else max(1, k // 4)
         active = np.linalg.qr(rows[:-small].T)[0]
-        rows[-small:] = 1e-6 * (rows[-small:] - rows[-small:] @ active @ active.T)  # orthogonal to the active tasks
+        orthogonal = rows[-small:] - rows[-small:] @ active @ active.T  # to the active tasks
+        rows[-small:] = 1e-6 * orthogonal
     return rows
 
 
@@ -189,92 +221,139 @@ def kkt_residual(gram, w):
     return residual if np.isfinite(residual) else np.inf
 
 
+class Cell:
+    """What is measured of one column on some Grams."""
+
+    def __init__(self):
+        self.milliseconds = []
+        self.residuals = []
+        self.iterations = []  # None where a column has none
+        self.gave_up = 0
+        self.spent = 0.0  # seconds
+        self.repeats = None  # calls that are timed together, 5 ms
+
+    def run(self, solver, arguments, first_round):
+        if self.repeats is None:
+            self.timed(solver, arguments)  # the first call is discarded
+            elapsed, _ = self.timed(solver, arguments) if self.spent < 1.0 else (1.0, None)
+            self.repeats = max(1, int(5e-3 / (elapsed + 1e-9)))
+        elapsed, (w, iterations, failed) = self.timed(solver, arguments, self.repeats)
+        self.milliseconds.append(1e3 * elapsed / self.repeats)
+        if first_round:
+            self.residuals.append(kkt_residual(arguments[0], w))
+            self.iterations.append(iterations)
+            self.gave_up += bool(failed)
+
+    def timed(self, solver, arguments, repeats=1):
+        """CPU seconds of some calls, and what the last one returned."""
+        began = time.process_time()
+        for _ in range(repeats):
+            result = solver(*arguments)
+        elapsed = time.process_time() - began
+        self.spent += elapsed
+        return elapsed, result
+
+    def summary(self):
+        """Median ms, worst and median residual, median iterations or None, and give-ups."""
+        median_iterations = None
+        if self.iterations[0] is not None:
+            median_iterations = float(np.median(self.iterations))
+        return (
+            float(np.median(self.milliseconds)),
+            max(self.residuals),
+            float(np.median(self.residuals)),
+            median_iterations,
+            self.gave_up,
+        )
+
+
 def measure(grams, rounds, budget):
-    """Per column: median milliseconds over all calls, worst and median residual, median iterations, give-ups. Columns take turns
-    on each Gram; a column's first call in a cell is discarded, and one that has used `budget` seconds ends with round one."""
-    times: dict[str, list[float]] = {c: [] for c in COLUMNS}
-    residuals: dict[str, list[float]] = {c: [] for c in COLUMNS}
-    iterations: dict[str, list[Any]] = {c: [] for c in COLUMNS}  # None where a column has none
-    gave_up, spent, repeats, warm = dict.fromkeys(COLUMNS, 0), dict.fromkeys(COLUMNS, 0.0), {}, set()
+    """Each column's summary. The columns take turns on each Gram.
+
+    A column's first call is discarded, and one that has used `budget` seconds ends with round one.
+    """
+    cells = {column: Cell() for column in COLUMNS}
     for round_ in range(rounds):
         for gram in grams:
             eigenvalues, vectors = np.linalg.eigh(gram)
-            rows = torch.from_numpy(vectors * np.sqrt(np.maximum(eigenvalues, 0.0)))  # some J with this Gram
+            J = torch.from_numpy(vectors * np.sqrt(np.maximum(eigenvalues, 0.0)))  # with this Gram
             for column, solver in COLUMNS.items():
-                arguments = (gram, rows) if column == NASH_MTL else (gram,)
-                if column not in warm:
-                    warm.add(column)
-                    start = time.process_time()
-                    solver(*arguments)
-                    spent[column] += time.process_time() - start
-                if column not in repeats and spent[column] < 1.0:
-                    start = time.process_time()
-                    solver(*arguments)
-                    repeats[column] = max(1, int(5e-3 / (time.process_time() - start + 1e-9)))  # short calls in batches of 5 ms
-                if round_ > 0 and spent[column] > budget:
-                    continue
-                start = time.process_time()
-                for _ in range(repeats.setdefault(column, 1)):
-                    w, steps, failed = solver(*arguments)
-                elapsed = time.process_time() - start
-                spent[column] += elapsed
-                times[column].append(1e3 * elapsed / repeats[column])
-                if round_ == 0:
-                    residuals[column].append(kkt_residual(gram, w))
-                    iterations[column].append(steps)
-                    gave_up[column] += bool(failed)
-    table = {}
-    for column in COLUMNS:
-        counts = iterations[column]
-        table[column] = (
-            float(np.median(times[column])),
-            max(residuals[column]),
-            float(np.median(residuals[column])),
-            None if counts[0] is None else float(np.median(counts)),
-            gave_up[column],
-        )
-    return table
+                arguments = (gram, J) if column == NASH_MTL else (gram,)
+                if round_ == 0 or cells[column].spent <= budget:
+                    cells[column].run(solver, arguments, round_ == 0)
+    return {column: cell.summary() for column, cell in cells.items()}
 
 
-def format_cells(title, cells, paper=None):
-    """Three Markdown tables, times, residuals and iterations, of `cells`: {row name: measure()'s result}."""
-    columns = list(next(iter(cells.values())))
-    header = f"| | {' | '.join(columns)} |"
-    rule = "|---|" + "---|" * len(columns)
-    extra = " scipy / ours | next fastest / ours |" + (" paper's scipy / its own |" if paper else "")
-    lines = [f"### {title}", "", "Median milliseconds per solve.", "", header + extra, rule + "---|" * extra.count("|")]
+def time_rows(cells, columns, paper):
+    """Markdown rows of times: each column's, and how many times faster ours is."""
     for name, cell in cells.items():
         mine = cell[OURS][0]
         next_fastest = min(cell[c][0] for c in columns if c != OURS)
-        line = f"| {name} | " + " | ".join(f"{cell[c][0]:.3g}" for c in columns)
-        line += f" | {cell[BASELINE][0] / mine:.0f}× | {next_fastest / mine:.1f}× |"
-        lines.append(line + (f" {paper[name][1]}× |" if paper else ""))
-    for name in paper or ():
+        times = " | ".join(f"{cell[c][0]:.3g}" for c in columns)
+        line = (
+            f"| {name} | {times} | {cell[BASELINE][0] / mine:.0f}× | {next_fastest / mine:.1f}× |"
+        )
+        yield line + (f" {paper[name][1]}× |" if paper else "")
+
+
+def below_the_paper(cells, paper):
+    """Lines on the regimes where the speed-up is less than the paper's."""
+    for name, (paper_milliseconds, paper_speedup) in paper.items():
         milliseconds, _, _, evaluations, _ = cells[name][BASELINE]
-        paper_milliseconds, paper_speedup = paper[name]
-        if milliseconds / cells[name][OURS][0] < paper_speedup:
-            lines += [
-                "",
-                f"Below the paper's {paper_speedup}×: {name}. Its scipy took {paper_milliseconds:g} ms, here scipy takes "
-                f"{milliseconds:.3g} ms for {evaluations:g} evaluations; ours takes {1e3 * cells[name][OURS][0]:.0f} µs, "
-                f"the paper's own {1e3 * paper_milliseconds / paper_speedup:.0f} µs.",
-            ]
-    lines += ["", "Residual max_k \\|w_k (Gw)_k − 1\\|: the worst Gram's, the median Gram's in brackets.", "", header, rule]
+        mine = cells[name][OURS][0]
+        if milliseconds / mine < paper_speedup:
+            yield ""
+            yield (
+                f"Below the paper's {paper_speedup}×: {name}. Its scipy took "
+                f"{paper_milliseconds:g} ms, here scipy takes {milliseconds:.3g} ms for "
+                f"{evaluations:g} evaluations; ours takes {1e3 * mine:.0f} µs, the paper's own "
+                f"{1e3 * paper_milliseconds / paper_speedup:.0f} µs."
+            )
+
+
+def iterations_and_failures(cell):
+    _, _, _, iterations, gave_up = cell
+    return ("–" if iterations is None else f"{iterations:g}") + (f" ({gave_up})" if gave_up else "")
+
+
+def format_cells(title, cells, paper=None):
+    """Three Markdown tables of {row name: measure()'s result}: times, residuals and iterations."""
+    columns = list(next(iter(cells.values())))
+    header = f"| | {' | '.join(columns)} |"
+    rule = "|---|" + "---|" * len(columns)
+    extra = " scipy / ours | next fastest / ours |" + (
+        " paper's scipy / its own |" if paper else ""
+    )
+    lines = [f"### {title}", "", "Median milliseconds per solve.", ""]
+    lines += [header + extra, rule + "---|" * extra.count("|")]
+    lines += time_rows(cells, columns, paper)
+    lines += below_the_paper(cells, paper or {})
+    lines += [
+        "",
+        "Residual max_k \\|w_k (Gw)_k − 1\\|: the worst Gram's, the median Gram's in brackets.",
+        "",
+        header,
+        rule,
+    ]
     for name, cell in cells.items():
-        lines.append(f"| {name} | " + " | ".join(f"{cell[c][1]:.0e} ({cell[c][2]:.0e})" for c in columns) + " |")
-    lines += ["", "Median iterations (function evaluations for scipy); in brackets, Grams on which the solver itself gave up"]
-    lines += ["(scipy's status, a Newton that stalled or reached its cap, a fallback of ours).", "", header, rule]
+        residuals = [f"{cell[c][1]:.0e} ({cell[c][2]:.0e})" for c in columns]
+        lines.append(f"| {name} | {' | '.join(residuals)} |")
+    lines += [
+        "",
+        "Median iterations (function evaluations for scipy); in brackets, Grams on which the",
+        "solver itself gave up (scipy's status, a Newton that stalled or reached its cap, a",
+        "fallback of ours).",
+        "",
+        header,
+        rule,
+    ]
     for name, cell in cells.items():
-        entries = [
-            ("–" if cell[c][3] is None else f"{cell[c][3]:g}") + (f" ({cell[c][4]})" if cell[c][4] else "") for c in columns
-        ]
-        lines.append(f"| {name} | " + " | ".join(entries) + " |")
+        counts = [iterations_and_failures(cell[c]) for c in columns]
+        lines.append(f"| {name} | {' | '.join(counts)} |")
     return lines + [""]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Part 3: robustness
-# ---------------------------------------------------------------------------------------------------------------------
+# Part 3: robustness.
 
 FAMILIES = (
     "random",
@@ -290,14 +369,18 @@ FAMILIES = (
 
 
 def random_rows(rng):
-    """Gradients J [K, D] of a random family, K from 1 to 64, norms spread by up to 10^12. Returns the family's name and J."""
+    """Gradients J [K, D] of a random family, K from 1 to 64, norms spread by up to 10^12.
+
+    Returns the family's name and J.
+    """
     family = FAMILIES[rng.integers(len(FAMILIES))]
     k = int(rng.integers(1, 65))
     d = int(rng.integers(1, 4 * k + 2))
     if family == "rank-deficient":
         d = int(rng.integers(1, k + 1))
     rows = rng.standard_normal((k, d))
-    if family == "one-sided low rank":  # rank at most 3 and all within a half-space: dependent, but with a solution
+    if family == "one-sided low rank":
+        # Rank at most 3 and all within a half-space: dependent, but with a solution
         d = int(rng.integers(1, 4))
         rows = rng.standard_normal((k, d))
         rows[:, 0] = np.abs(rows[:, 0]) + 0.1
@@ -321,18 +404,48 @@ def random_rows(rng):
 
 
 def distance_to_hull(rows):
-    """Distance from 0 to the convex hull of the normalised non-zero rows, which is 0 (to rounding) for opposed gradients."""
+    """Distance from 0 to the convex hull of the normalised non-zero rows.
+
+    It is 0 (to rounding) for opposed gradients.
+    """
     norms = np.linalg.norm(rows, axis=1)
     units = rows[norms > 0.0] / norms[norms > 0.0, None]
-    # min over l >= 0 of ||U^T l||^2 + (sum l - 1)^2 is h^2 / (1 + h^2) for a hull at distance h.
-    residual = nnls(
-        np.vstack([units.T, np.ones(len(units))]), np.append(np.zeros(units.shape[1]), 1.0), maxiter=100 * len(units)
-    )[1]
+    # min over l >= 0 of ||U^T l||^2 + (sum l - 1)^2 is h^2 / (1 + h^2) for a hull at distance h
+    system = np.vstack([units.T, np.ones(len(units))])
+    target = np.append(np.zeros(units.shape[1]), 1.0)
+    residual = nnls(system, target, maxiter=100 * len(units))[1]
     return residual / np.sqrt(max(1.0 - residual**2, np.finfo(float).tiny))
 
 
+ALPHAS = (1.0, 0.5, 2.0, 5.0)
+
+
+def count_wrong(wrong, gram, w):
+    """Counts what must not happen."""
+    nonzero = gram.diagonal() > 0.0
+    wrong["NaN or Inf in the weights"] += not np.isfinite(w).all()
+    wrong["negative weight"] += bool((w < 0.0).any())
+    wrong["weight 0 for a non-zero row"] += bool((w[nonzero] == 0.0).any())
+    wrong["weight for a zero row"] += bool((w[~nonzero] != 0.0).any())
+
+
+def residual_and_rounding(gram, w, alpha):
+    """The largest |w_k^(1/alpha) (G w)_k - 1|, and rounding's part in it; None of no gradients."""
+    active = w > 0.0
+    if not active.any():
+        return None
+    g = gram[np.ix_(active, active)]
+    v = w[active]
+    scale = v ** (1.0 / alpha)
+    residual = np.abs(scale * (g @ v) - 1.0).max()
+    return residual, (np.finfo(float).eps * (np.abs(g) @ v) * scale).max()
+
+
 def sweep(count, seed=0):
-    """Solve `count` random Gram matrices and count what happens. An exception of the solver is not caught."""
+    """Solves `count` random Gram matrices and counts what happens.
+
+    An exception of the solver is not caught.
+    """
     rng = np.random.default_rng(seed)
     found = {
         "count": count,
@@ -340,153 +453,198 @@ def sweep(count, seed=0):
         "families": Counter(),
         "tier 2": Counter(),
         "tier 3": Counter(),
-        "wrong": Counter(),  # what must not happen
-        "steps": {1.0: [], 0.5: [], 2.0: [], 5.0: []},
-        "fallback distances": {1.0: [], 0.5: [], 2.0: [], 5.0: []},  # of 0 to the convex hull
-        "residuals": {1.0: [], 0.5: [], 2.0: [], 5.0: []},  # of Grams that are not all zero
+        "wrong": Counter(),
+        "steps": {alpha: [] for alpha in ALPHAS},
+        "fallback distances": {alpha: [] for alpha in ALPHAS},  # of 0 to the convex hull
+        "residuals": {alpha: [] for alpha in ALPHAS},  # of Grams that are not all zero
         "residuals / rounding": [],  # of the residuals above 1e-8
     }
     start = time.perf_counter()
     for _ in range(count):
         family, rows = random_rows(rng)
-        # A ratio of 10^25 between norms, as fp32 underflow makes, is beyond fp64 unless alpha = 1 (Theorem 1).
-        alpha = 1.0 if family == "fp32 underflow" else float(rng.choice((1.0, 1.0, 1.0, 0.5, 2.0, 5.0)))
+        # A ratio of 10^25 between norms, as fp32 underflow makes, is beyond fp64 unless alpha = 1
+        # (Theorem 1)
+        alpha = 1.0
+        if family != "fp32 underflow":
+            alpha = float(rng.choice((1.0, 1.0, 1.0, 0.5, 2.0, 5.0)))
         gram = rows @ rows.T
         result = solve_fairgrad(gram, alpha)
-        w = result.weights
         found["families"][family] += 1
-        found["wrong"]["NaN or Inf in the weights"] += not np.isfinite(w).all()
-        found["wrong"]["negative weight"] += bool((w < 0.0).any())
-        found["wrong"]["weight 0 for a non-zero row"] += bool((w[gram.diagonal() > 0.0] == 0.0).any())
-        found["wrong"]["weight for a zero row"] += bool((w[gram.diagonal() == 0.0] != 0.0).any())
+        count_wrong(found["wrong"], gram, result.weights)
         if result.solver_fallback:
             found["tier 3"][family] += 1
             found["fallback distances"][alpha].append(distance_to_hull(rows))
             continue
         found["tier 2"][family] += result.used_scipy_fallback
         found["steps"][alpha].append(result.iterations)
-        active = w > 0.0
-        g, v = gram[np.ix_(active, active)], w[active]
-        if len(v):
-            residual = np.abs(v ** (1.0 / alpha) * (g @ v) - 1.0).max()
+        measured = residual_and_rounding(gram, result.weights, alpha)
+        if measured:
+            residual, rounding = measured
             found["residuals"][alpha].append(residual)
             if residual > 1e-8:
-                rounding = (np.finfo(float).eps * (np.abs(g) @ v) * v ** (1.0 / alpha)).max()
                 found["residuals / rounding"].append(residual / rounding)
     found["seconds"] = time.perf_counter() - start
     return found
 
 
+def fallbacks_in_words(distances):
+    """distances: {alpha: [distance of 0 to the convex hull]} of the Grams that ended in Tier 3."""
+    every = [h for of_alpha in distances.values() for h in of_alpha]
+    opposed = sum(h <= 1e-5 for h in every)
+    words = (
+        f"Fallbacks (Tier 3): {len(every)}. {opposed} are opposed gradients, 0 at most 1e-5 from "
+        "the convex hull of the normalised gradients"
+    )
+    others = {a: sum(h > 1e-5 for h in of_alpha) for a, of_alpha in distances.items()}
+    counts = ", ".join(f"{n} at alpha {a:g}" for a, n in others.items() if n)
+    if not counts:
+        return f"{words}."
+    return (
+        f"{words}; {counts}, 0 at most {max(every):.0e} from it, are nearly opposed ones with "
+        "norms so far apart that rounding keeps the residual above 1e-3."
+    )
+
+
 def format_sweep(found):
-    distances, rounding = found["fallback distances"], found["residuals / rounding"]
-    total = sum(found["tier 3"].values())
-    solved = found["count"] - total
+    rounding = found["residuals / rounding"]
+    solved = found["count"] - sum(found["tier 3"].values())
     zero = solved - sum(len(r) for r in found["residuals"].values())
-    largest = ", ".join(f"{max(r):.0e} at alpha {a:g}" for a, r in found["residuals"].items())
-    opposed = sum(sum(h <= 1e-5 for h in d) for d in distances.values())
-    others = ", ".join(f"{sum(h > 1e-5 for h in d)} at alpha {a:g}" for a, d in distances.items() if max(d, default=0.0) > 1e-5)
-    furthest = max(max(d, default=0.0) for d in distances.values())
+    largest = ", ".join(f"{max(r):.0e} at alpha {a:g}" for a, r in found["residuals"].items() if r)
+    wrong = " ".join(f"{what}: {n}." for what, n in found["wrong"].items())
     lines = [
-        f"{found['count']} Gram matrices, seed {found['seed']}: K from 1 to 64, norms spread by up to 10^12, "
-        f"alpha 1 (more than half), 0.5, 2 and 5; {found['seconds']:.0f} s. Exceptions: 0 (one would have ended the run). "
-        + " ".join(f"{what}: {n}." for what, n in found["wrong"].items()),
+        f"{found['count']} Gram matrices, seed {found['seed']}: K from 1 to 64, norms spread by up "
+        "to 10^12, alpha 1 (more than half), 0.5, 2 and 5; "
+        f"{found['seconds']:.0f} s. Exceptions: 0 (one would have ended the run). {wrong}",
         "",
-        f"Fallbacks (Tier 3): {total}. {opposed} are opposed gradients, 0 at most 1e-5 from the convex hull of the normalised "
-        + (f"gradients; {others}, 0 at most {furthest:.0e} from it, are nearly opposed ones " if others else "gradients. ")
-        + "with norms so far apart that rounding keeps the residual above 1e-3. " * bool(others)
-        + f"Solved by Tier 2: {sum(found['tier 2'].values())}.",
+        f"{fallbacks_in_words(found['fallback distances'])} "
+        f"Solved by Tier 2: {sum(found['tier 2'].values())}.",
         "",
-        f"Without a fallback: {solved}, {zero} of them all zero. {len(rounding)} have a residual above 1e-8 (gradients close to "
-        f"opposed, or alpha != 1 and norms far apart), the largest {largest}. Half of these are below {np.median(rounding):.1f} "
-        f"times the rounding error of evaluating them, eps sum_j \\|G_kj\\| w_j / (G w)_k, 99 % below "
+        f"Without a fallback: {solved}, {zero} of them all zero. {len(rounding)} have a residual "
+        "above 1e-8 (gradients close to opposed, or alpha != 1 and norms far apart), the largest "
+        f"{largest}. Half of these are below {np.median(rounding):.1f} times the rounding error of "
+        "evaluating them, eps sum_j \\|G_kj\\| w_j / (G w)_k, 99 % below "
         f"{np.quantile(rounding, 0.99):.1f}, all below {max(rounding):.0f}.",
         "",
         "| family | Grams | Tier 2 | Tier 3 |",
         "|---|---|---|---|",
     ]
-    lines += [f"| {f} | {found['families'][f]} | {found['tier 2'][f]} | {found['tier 3'][f]} |" for f in FAMILIES]
+    for family in FAMILIES:
+        counts = [found[what][family] for what in ("families", "tier 2", "tier 3")]
+        lines.append(f"| {family} | {' | '.join(map(str, counts))} |")
     lines += ["", "| alpha | median steps | 99.9 % | most |", "|---|---|---|---|"]
-    lines += [f"| {a:g} | {np.median(n):g} | {np.quantile(n, 0.999):.0f} | {max(n)} |" for a, n in found["steps"].items() if n]
+    for alpha, steps in found["steps"].items():
+        if steps:
+            high = f"{np.quantile(steps, 0.999):.0f}"
+            lines.append(f"| {alpha:g} | {np.median(steps):g} | {high} | {max(steps)} |")
     return lines + [""]
+
+
+# The page.
 
 
 def cpu_name():
     try:
-        return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or "unknown CPU"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--grams", type=int, default=5, help="Gram matrices per cell of Table C.1 (default 5)")
-    parser.add_argument("--rounds", type=int, default=20, help="timed rounds over them (default 20)")
-    parser.add_argument(
-        "--budget", type=float, default=10.0, help="seconds after which a column leaves a cell's rounds (default 10)"
-    )
-    parser.add_argument("--sweep", type=int, default=100_000, help="Gram matrices of the robustness sweep (default 100000)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-write", action="store_true", help=f"do not write {REPORT.relative_to(ROOT)}")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # the released solvers divide by zero and cvxpy comments on its problem
-    add_torchjd_columns()
-    COLUMNS[OURS] = ours
+def progress(what):
+    print(what, file=sys.stderr, flush=True)
 
-    lines = [
-        "# FairGrad solver",
-        "",
-        f"`python {' '.join([str(Path(__file__).resolve().relative_to(ROOT)), *sys.argv[1:]])}` on one core of {cpu_name()}.",
-        f"Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}, torch {torch.__version__}.",
-        "alpha = 1. Solvers take turns on the same Gram, the first run of each is discarded; times are CPU times of the process,",
-        "which other work on the machine disturbs less than the clock on the wall.",
-        "",
-        "## Table C.1",
-        "",
-    ]
+
+def grams_of(name, k, rng, args):
+    return [J @ J.T for J in (regime(name, k, rng) for _ in range(args.grams))]
+
+
+def table_c1(args):
+    lines = ["## Table C.1", ""]
     missed = []
     for k in (10, 50):
         rng = np.random.default_rng([args.seed, k])
         cells = {}
         for name in REGIMES:
-            print(f"K = {k}, {name}", file=sys.stderr, flush=True)
-            grams = [j @ j.T for j in (regime(name, k, rng) for _ in range(args.grams))]
-            cells[name] = measure(grams, args.rounds, args.budget)
-            mine, others = cells[name][OURS], [cells[name][c][0] for c in COLUMNS if c != OURS]
-            if mine[1] > 1e-8 or mine[4] or mine[0] >= min(others):
+            progress(f"K = {k}, {name}")
+            cells[name] = measure(grams_of(name, k, rng, args), args.rounds, args.budget)
+            milliseconds, residual, _, _, gave_up = cells[name][OURS]
+            others = [cells[name][c][0] for c in COLUMNS if c != OURS]
+            if residual > 1e-8 or gave_up or milliseconds >= min(others):
                 missed.append(f"K = {k}, {name}")
         lines += format_cells(f"K = {k}", cells, REGIMES)
+
     rng = np.random.default_rng([args.seed, 0])
-    print(CLOSE_TO_OPPOSED, file=sys.stderr, flush=True)
-    cells = {
-        f"K = {k}": measure(
-            [j @ j.T for j in (regime(CLOSE_TO_OPPOSED, k, rng) for _ in range(args.grams))], args.rounds, args.budget
-        )
-        for k in (10, 50)
-    }
+    cells = {}
+    for k in (10, 50):
+        progress(f"K = {k}, {CLOSE_TO_OPPOSED}")
+        grams = grams_of(CLOSE_TO_OPPOSED, k, rng, args)
+        cells[f"K = {k}"] = measure(grams, args.rounds, args.budget)
     lines += format_cells("Beyond the paper's table: gradients close to opposed", cells)
-    lines += [
-        "In the ten cells: residual above 1e-8, a fallback, or a faster column in: " + (", ".join(missed) or "no cell") + ".",
+    which = ", ".join(missed) or "no cell"
+    what = "residual above 1e-8, a fallback, or a faster column in"
+    return [*lines, f"In the ten cells: {what}: {which}.", ""]
+
+
+def captured_grams(args):
+    lines = ["## Gram matrices captured in training", ""]
+    path = CAPTURED.relative_to(ROOT).as_posix()
+    if not CAPTURED.exists():
+        return [*lines, f"{path} is absent; capture_grams.py makes it.", ""]
+    cells = {}
+    with np.load(CAPTURED) as captured:
+        for side in captured.files:
+            progress(f"captured, {side}")
+            grams = list(np.asarray(captured[side], dtype=np.float64))
+            dead = sum(bool((gram.diagonal() == 0.0).any()) for gram in grams)
+            count = f"{len(grams)} Grams, {dead} with a zero gradient, K = {len(grams[0])}"
+            cells[f"{side}, {count}"] = measure(grams, 5, args.budget)
+    return lines + format_cells(path, cells)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def flag(name, default, text):
+        text += f" (default {default:,})"
+        parser.add_argument(name, type=type(default), default=default, help=text)
+
+    flag("--grams", 5, "Gram matrices per cell of Table C.1")
+    flag("--rounds", 20, "timed rounds over them")
+    flag("--budget", 10.0, "seconds after which a column leaves a cell's rounds")
+    flag("--sweep", 100_000, "Gram matrices of the robustness sweep")
+    flag("--seed", 0, "of the random Gram matrices")
+    text = f"do not write {REPORT.relative_to(ROOT)}"
+    parser.add_argument("--no-write", action="store_true", help=text)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    torch.set_num_threads(1)
+    # The released solvers divide by zero and cvxpy comments on its problem
+    warnings.simplefilter("ignore")
+    add_torchjd_columns()
+    COLUMNS[OURS] = ours
+
+    command = [str(Path(__file__).resolve().relative_to(ROOT)), *sys.argv[1:]]
+    versions = f"numpy {np.__version__}, scipy {scipy.__version__}, torch {torch.__version__}"
+    lines = [
+        "# FairGrad solver",
+        "",
+        f"`python {' '.join(command)}` on one core of {cpu_name()}.",
+        f"Python {platform.python_version()}, {versions}.",
+        "alpha = 1. Solvers take turns on the same Gram, the first run of each is discarded;",
+        "times are CPU times of the process, which other work on the machine disturbs less than",
+        "the clock on the wall.",
+        "",
+        *table_c1(args),
+        *captured_grams(args),
+        "## Robustness sweep",
         "",
     ]
-
-    lines += ["## Gram matrices captured in training", ""]
-    if CAPTURED.exists():
-        cells = {}
-        with np.load(CAPTURED) as captured:
-            for side in captured.files:
-                print(f"captured, {side}", file=sys.stderr, flush=True)
-                grams = list(np.asarray(captured[side], dtype=np.float64))
-                dead = sum(bool((gram.diagonal() == 0.0).any()) for gram in grams)
-                cells[f"{side}, {len(grams)} Grams, {dead} with a zero gradient, K = {len(grams[0])}"] = measure(
-                    grams, 5, args.budget
-                )
-        lines += format_cells(CAPTURED.relative_to(ROOT).as_posix(), cells)
-    else:
-        lines += [f"{CAPTURED.relative_to(ROOT).as_posix()} is absent; see the head of the benchmark for what it holds.", ""]
-
-    lines += ["## Robustness sweep", ""]
-    print("sweep", file=sys.stderr, flush=True)
+    progress("sweep")
     logging.disable(logging.WARNING)  # the fallbacks are counted
     lines += format_sweep(sweep(args.sweep, args.seed))
     print("\n".join(lines))

@@ -2,13 +2,13 @@
 
     python paper/all.py runs/
 
-Writes NAME.md and NAME.png to results/paper (--out) and docs/results.md (--page). What the runs do not allow is listed there with
-the command that makes what is missing. A text in OUT/NAME_note.md, written by hand, is shown under table or figure NAME. Each
-script of this folder makes its own tables or figures alone: python paper/SCRIPT.py --help.
+Writes NAME.md and NAME.png to results/paper (--out) and docs/results.md (--page). What the runs do
+not allow is listed there with the command that makes what is missing. A text in OUT/NAME_note.md,
+written by hand, is shown under table or figure NAME. Each script of this folder makes its own
+tables or figures alone: python paper/SCRIPT.py --help.
 """
 
 import os
-import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,14 +16,28 @@ from pathlib import Path
 import runs as r
 import tyro
 
-SCRIPTS = ["table_2_d4_worst_k", "figure_1_4_d6_d7_learning_curves", "table_3_d3_iqm", "table_d1_cube", "table_d2_combiners",
-           "figure_2_d2_norm_spread", "figure_3_d1_critic_grams", "figure_d3_ln_fairgrad", "figure_d4_contributions",
-           "table_d5_d6_d7_per_task", "figure_d8_d9_d10_per_task_curves", "table_d10_four_metrics", "table_d11_best_step",
-           "table_b2_parameters"]  # fmt: skip
-INTRODUCTION = """Made by `python paper/all.py`. The paper trains for 20 M steps on MT10 and 100 M on MT50 with 10 seeds:
-with fewer seeds or steps, our numbers are no estimate of the paper's. Each section compares runs at the same step. Success
-is in percent."""
-LONGEST = 50  # lines of a Markdown file that the page shows; of a longer one it shows the figure and a link
+SCRIPTS = [
+    "table_2_d4_worst_k",
+    "figure_1_4_d6_d7_learning_curves",
+    "table_3_d3_iqm",
+    "table_d1_cube",
+    "table_d2_combiners",
+    "figure_2_d2_norm_spread",
+    "figure_3_d1_critic_grams",
+    "figure_d3_ln_fairgrad",
+    "figure_d4_contributions",
+    "table_d5_d6_d7_per_task",
+    "figure_d8_d9_d10_per_task_curves",
+    "table_d10_four_metrics",
+    "table_d11_best_step",
+    "table_b2_parameters",
+]
+INTRODUCTION = """\
+Made by `python paper/all.py`. The paper trains for 20 M steps on MT10 and 100 M on MT50 with 10
+seeds: with fewer seeds or steps, our numbers are no estimate of the paper's. Each section compares
+runs at the same step. Success is in percent."""
+HEADER = ["run", "tasks", "reward", "method", "script", "seed", "evaluated up to", "dumps"]
+LONGEST = 50  # lines of a Markdown file that the page shows; a longer one gets figure and link only
 
 
 @dataclass
@@ -33,11 +47,18 @@ class Args(r.Args):
 
 
 def section(name, title, lines, folder, link):
-    """A table or figure on the page: its headings one level down; its image, text or a link, and a note written by hand."""
-    image = [f"![{title}]({link}/{name}.png)", ""] if (folder / f"{name}.png").exists() else []
-    text = [f"#{line}" if line.startswith("#") else line for line in lines] if len(lines) <= LONGEST else []
-    note = (folder / f"{name}_note.md").read_text().splitlines() + [""] if (folder / f"{name}_note.md").exists() else []
-    return [f"## {title}", "", *image, *text, *([""] if text and text[-1] else []), *note, f"[{name}.md]({link}/{name}.md)", ""]
+    """A table or figure on the page: its image, its text or a link, a note written by hand."""
+    found = [f"## {title}", ""]
+    if (folder / f"{name}.png").exists():
+        found += [f"![{title}]({link}/{name}.png)", ""]
+    if len(lines) <= LONGEST:
+        found += [f"#{line}" if line.startswith("#") else line for line in lines]  # a level down
+        if lines and lines[-1]:
+            found.append("")
+    note = folder / f"{name}_note.md"
+    if note.exists():
+        found += [*note.read_text().splitlines(), ""]
+    return [*found, f"[{name}.md]({link}/{name}.md)", ""]
 
 
 def main():
@@ -45,12 +66,23 @@ def main():
     try:
         runs = r.load_runs(args.runs)
     except r.Missing as reason:
-        print(f"all.py: error: {reason}", file=sys.stderr)
-        sys.exit(2)
-    page = ["# The paper's tables and figures, from our runs", "", INTRODUCTION]
-    rows = [[run.path.name, run.task_set, run.reward.upper(), r.METHODS[run.script], f"`{r.SCRIPT_PATHS[run.script]}`", run.seed,
-             r.millions(run.steps[-1]), len(r.dump_files(run))] for run in runs]  # fmt: skip
-    page += ["", *r.table(["run", "tasks", "reward", "method", "script", "seed", "evaluated up to", "dumps"], rows)]
+        r.fail(reason)
+    rows = [
+        [
+            run.path.name,
+            run.task_set,
+            run.reward.upper(),
+            r.METHODS[run.script],
+            f"`{r.SCRIPT_PATHS[run.script]}`",
+            run.seed,
+            r.millions(run.steps[-1]),
+            len(r.dump_files(run)),
+        ]
+        for run in runs
+    ]
+    page = ["# The paper's tables and figures, from our runs", "", INTRODUCTION, ""]
+    page += r.table(HEADER, rows)
+
     link = Path(os.path.relpath(args.out, args.page.parent)).as_posix()
     skipped = []
     for script in SCRIPTS:
@@ -59,9 +91,14 @@ def main():
                 skipped.append(f"- {name.replace('_', ' ')}: {result}")
             else:
                 page += section(name, *result, args.out, link)
-    theorem = Path(os.path.relpath(r.ROOT / "results", args.page.parent)).as_posix()  # its own script made it, without runs
-    page += ["## Figure D.5: Theorem 1 in numbers", "", f"![Figure D.5]({theorem}/figure_d5_theorem1.png)", ""]
-    page += [f"[figure_d5_theorem1.md]({theorem}/figure_d5_theorem1.md), by `python paper/figure_d5_theorem1.py`", ""]
+
+    # Figure D.5's own script made it, without runs
+    link = Path(os.path.relpath(r.ROOT / "results", args.page.parent)).as_posix()
+    theorem = f"[figure_d5_theorem1.md]({link}/figure_d5_theorem1.md)"
+    page += ["## Figure D.5: Theorem 1 in numbers", ""]
+    page += [f"![Figure D.5]({link}/figure_d5_theorem1.png)", ""]
+    page += [f"{theorem}, by `python paper/figure_d5_theorem1.py`", ""]
+
     page += ["## Not made", "", *(skipped or ["Everything was."])]
     args.page.parent.mkdir(parents=True, exist_ok=True)
     args.page.write_text("\n".join(page).rstrip() + "\n")

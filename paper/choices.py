@@ -2,34 +2,51 @@
 
     python paper/choices.py results/mt10 --choices results/choices
 
-RUNS are runs with the defaults, of the scripts that a choice is measured on. Those with another choice are in the folder of
---choices, named CHOICE__SCRIPT__SEED. Compares them at equal steps and writes choices.png and the page; what choices_note.md in
-that folder says about the numbers goes into the page.
+RUNS are runs with the defaults, of the scripts that a choice is measured on. Those with another
+choice are in the folder of --choices, named CHOICE__SCRIPT__SEED. Compares them at equal steps and
+writes choices.png and the page. What choices_note.md in that folder says about the numbers goes
+into the page.
 """
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import runs as r
 import tyro
 
-CHOICES: dict[str, tuple[str, str, dict[str, str]]] = {  # title: (script, the default, {CHOICE: what it is})
-    "log-std start, TOPPO": ("toppo_mt50", "0", {"log_std_-0.5": "-0.5", "log_std_-1.0": "-1"}),
-    "last value of an episode, TOPPO": ("toppo_mt50", "bootstrapped", {"no_bootstrap": "taken as 0"}),
-    "value clip, TOPPO": ("toppo_mt50", "on", {"no_clip_vloss": "off"}),
-    "value clip, vanilla": ("vanilla_mtppo", "on", {"no_clip_vloss": "off"}),
-    "PCGrad, TOPPO": ("toppo_mt50", "mean", {"pcgrad_sum": "sum"}),
-    # Not open, but changed to find out what PopArt's part is (Table D.1 in docs/results.md).
-    "value clip, +LN-c +FG-c": ("ln_fairgrad", "on", {"no_clip_vloss": "off"}),
-    "Adam's ε, +LN-c +PopArt": ("ln_popart", "1e-5", {"adam_eps_1e-8": "1e-8"}),
+
+class Choice(NamedTuple):
+    script: str
+    default: str
+    others: dict[str, str]  # {CHOICE: what it is}
+
+
+CHOICES = {
+    "log-std start, TOPPO": Choice(
+        "toppo_mt50", "0 (default)", {"log_std_-0.5": "-0.5", "log_std_-1.0": "-1"}
+    ),
+    "last value of an episode, TOPPO": Choice(
+        "toppo_mt50", "bootstrapped (default)", {"no_bootstrap": "taken as 0"}
+    ),
+    "value clip, TOPPO": Choice("toppo_mt50", "on (default)", {"no_clip_vloss": "off"}),
+    "value clip, vanilla": Choice("vanilla_mtppo", "on (default)", {"no_clip_vloss": "off"}),
+    "PCGrad, TOPPO": Choice("toppo_mt50", "mean (default)", {"pcgrad_sum": "sum"}),
+    # Not open, but changed to find out what PopArt's part is (Table D.1 in docs/results.md)
+    "value clip, +LN-c +FG-c": Choice("ln_fairgrad", "on (default)", {"no_clip_vloss": "off"}),
+    "Adam's ε, +LN-c +PopArt": Choice(
+        "ln_popart", "1e-5 (the default then)", {"adam_eps_1e-8": "1e-8 (now the default)"}
+    ),
 }
-INTRODUCTION = """Made by `python paper/choices.py`. Each choice that the paper leaves open and that could matter, against the
-default, on MT10 with V2 rewards, at a small part of the paper's 20 M steps; below them, changes to what the paper does fix,
-made to find out what PopArt's part is. Success in percent, mean over the seeds and, in brackets, each seed's; training success is
-with exploration noise. In the figure, the line is training success, a dot is an evaluation."""
+INTRODUCTION = """\
+Made by `python paper/choices.py`. Each choice that the paper leaves open and that could matter,
+against the default, on MT10 with V2 rewards, at a small part of the paper's 20 M steps; below them,
+changes to what the paper does fix, made to find out what PopArt's part is. Success in percent, mean
+over the seeds and, in brackets, each seed's; training success is with exploration noise. In the
+figure, the line is training success, a dot is an evaluation."""
+MEASURES = ["success", "three worst tasks", "training success", "explained variance"]
 
 
 @dataclass
@@ -42,65 +59,94 @@ class Args:
     """the page"""
 
 
-def members(folder: Path, defaults: list[r.Run], script: str, default: str, others: dict[str, str]) -> dict[str, list[r.Run]]:
-    """{what the choice is: its runs, by seed}, the default first; without those that have not been made."""
-    found = {f"{default} (default)": [run for run in defaults if run.script == script]}
-    for choice, label in others.items():
-        paths = sorted(path.parent for path in folder.glob(f"{choice}__{script}__*/args.json"))
-        found[label] = sorted([r.read_run(path) for path in paths], key=lambda run: run.seed)
+def members(folder: Path, defaults: list[r.Run], choice: Choice) -> dict[str, list[r.Run]]:
+    """{what the choice is: its runs, by seed}, the default first; without those not made yet."""
+    found = {choice.default: [run for run in defaults if run.script == choice.script]}
+    for name, label in choice.others.items():
+        files = sorted(folder.glob(f"{name}__{choice.script}__*/args.json"))
+        found[label] = sorted([r.read_run(file.parent) for file in files], key=lambda run: run.seed)
     return {label: runs for label, runs in found.items() if runs}
 
 
 def scores(run: r.Run, step: int) -> list[float]:
-    """Evaluated success and that of the three worst tasks at step, then training success and explained variance up to there."""
+    """MEASURES in percent: the first two evaluated at step, the others of training up to there."""
     rates = run.success[list(run.steps).index(step)]
-    values = [r.scalars(run.path)[tag] for tag in ("train_success/mean", "explained_variance/mean")]
-    return [100 * rates.mean(), 100 * r.worst(rates, 3), *(100 * v[s <= step][-1] for s, v in values)]
+    found = [rates.mean(), r.worst(rates, 3)]
+    for tag in ("train_success/mean", "explained_variance/mean"):
+        steps, values = r.scalars(run.path)[tag]
+        found.append(values[steps <= step][-1])
+    return [100 * x for x in found]
+
+
+def cell(values: np.ndarray) -> str:
+    """The seeds' mean and, if there are several, each of them in brackets."""
+    each = ", ".join(f"{x:.1f}" for x in values)
+    return f"{values.mean():.1f}" + (f" ({each})" if len(values) > 1 else "")
+
+
+def draw(axis, found: dict[str, list[r.Run]], step: int) -> None:
+    """Training success as lines and evaluations as dots, up to step, a colour for each choice."""
+    for (label, runs), color in zip(found.items(), r.COLORS.values()):
+        for run in runs:
+            at = run.steps[run.steps <= step]
+            evaluated = run.success.mean(1)[: len(at)]
+            axis.plot(at / 1e6, evaluated, "o", color=color, markersize=5, alpha=0.8)
+            steps, trained = r.scalars(run.path)["train_success/mean"]
+            upto = steps <= step
+            name = label if run is runs[0] else None
+            axis.plot(steps[upto] / 1e6, trained[upto], color=color, label=name)
+    axis.set(xlabel="million environment steps", ylabel="success")
+    axis.legend(fontsize=8, loc="upper left")
+
+
+def compare(made: dict[str, dict[str, list[r.Run]]]) -> tuple[r.Figure, list[list[str]]]:
+    """The figure, an axis for each title of made, and the table's rows."""
+    figure, axes = r.tiles(len(made), columns=4, width=3.2, height=3.1)
+    rows: list[list[str]] = []
+    for axis, (title, found) in zip(axes, made.items()):
+        every = [run for runs in found.values() for run in runs]
+        step = max(set.intersection(*(set(run.steps.tolist()) for run in every)))
+        draw(axis, found, step)
+        axis.set_title(title)
+        for label, runs in found.items():
+            seeds = ", ".join(str(run.seed) for run in runs)
+            table = np.array([scores(run, step) for run in runs])  # [n, 4]
+            rows.append([title, label, seeds, r.millions(step), *map(cell, table.T)])
+            title = ""  # in the first of its rows only
+    top = max(line.get_ydata().max() for axis in axes for line in axis.lines)
+    for axis in axes:
+        axis.set_ylim(-0.02, 1.05 * top)  # the same for all, so that they compare by eye
+    return figure, rows
 
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     args.choices.mkdir(parents=True, exist_ok=True)
-    rows: list[list[str]] = []
     try:
         defaults = r.load_runs(args.runs)
-        given = {title: members(args.choices, defaults, *choice) for title, choice in CHOICES.items()}
+        given = {
+            title: members(args.choices, defaults, choice) for title, choice in CHOICES.items()
+        }
         made = {title: found for title, found in given.items() if len(found) > 1}
         if not made:
-            raise r.Missing(f"{args.choices}: no run named CHOICE__SCRIPT__SEED, such as no_clip_vloss__toppo_mt50__1")
-        figure, axes = r.tiles(len(made), columns=4, width=3.2, height=3.1)
-        top = 0.0
-        for axis, (title, found) in zip(axes, made.items()):
-            every = [run for runs in found.values() for run in runs]
-            step = max(set.intersection(*(set(run.steps.tolist()) for run in every)))
-            for i, (label, runs) in enumerate(found.items()):
-                color = [*r.COLORS.values()][i]
-                for run in runs:
-                    at, (steps, trained) = run.steps[run.steps <= step], r.scalars(run.path)["train_success/mean"]
-                    evaluated, trained = run.success.mean(1)[: len(at)], trained[steps <= step]
-                    axis.plot(at / 1e6, evaluated, "o", color=color, markersize=5, alpha=0.8)
-                    axis.plot(steps[steps <= step] / 1e6, trained, color=color, label=label if run is runs[0] else None)
-                    top = max(top, *evaluated, *trained)
-                table = np.array([scores(run, step) for run in runs])  # [n, 4]
-                seeds = ", ".join(str(run.seed) for run in runs)
-                each = [f"{x.mean():.1f}" + (f" ({', '.join(f'{y:.1f}' for y in x)})" if len(x) > 1 else "") for x in table.T]
-                rows.append([title if i == 0 else "", label, seeds, r.millions(step), *each])
-            axis.set(title=title, xlabel="million environment steps", ylabel="success")
-            axis.legend(fontsize=8, loc="upper left")
+            example = "CHOICE__SCRIPT__SEED, such as no_clip_vloss__toppo_mt50__1"
+            raise r.Missing(f"{args.choices}: no run named {example}")
+        figure, rows = compare(made)
     except r.Missing as reason:
-        print(f"choices.py: error: {reason}", file=sys.stderr)
-        sys.exit(2)
-    for axis in axes:
-        axis.set_ylim(-0.02, 1.05 * top)  # the same for all, so that they compare by eye
+        r.fail(reason)
     figure.savefig(args.choices / "choices.png", dpi=110)
-    header = ["choice", "", "seeds", "at", "success", "three worst tasks", "training success", "explained variance"]
+
     link = Path(os.path.relpath(args.choices, args.page.parent)).as_posix()
-    note = (args.choices / "choices_note.md").read_text().splitlines() if (args.choices / "choices_note.md").exists() else []
-    lines = ["# Choices that the paper leaves open", "", INTRODUCTION, "", f"![curves]({link}/choices.png)", ""]
-    lines += r.table(header, rows)
+    lines = ["# Choices that the paper leaves open", "", INTRODUCTION, ""]
+    lines += [f"![curves]({link}/choices.png)", ""]
+    lines += r.table(["choice", "", "seeds", "at", *MEASURES], rows)
     absent = [title for title in given if title not in made]
-    lines += [f"Not run yet: {'; '.join(absent)}.", ""] if absent else []
-    args.page.write_text("\n".join([*lines, *note]).rstrip() + "\n")
+    if absent:
+        lines += [f"Not run yet: {'; '.join(absent)}.", ""]
+    note = args.choices / "choices_note.md"
+    if note.exists():
+        lines += note.read_text().splitlines()
+    args.page.write_text("\n".join(lines).rstrip() + "\n")
     print(f"wrote {args.page} and {args.choices}/choices.png")
 
 

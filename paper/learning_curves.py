@@ -1,9 +1,10 @@
-"""Learning curves of some runs side by side: success, its tail and the critic's explained variance against environment steps.
+"""Learning curves of some runs side by side: success, its tail and the critic's explained variance.
 
     python paper/learning_curves.py runs/A runs/B --out results/mt10
 
-Writes curves.png, and for each run NAME_evals.csv (the run's own evals.csv) and NAME_scalars.csv (step, tag, value: means over
-tasks of what was logged once per collect). NAME is the script that made the run, with a number where there are several.
+Writes curves.png, and for each run NAME_evals.csv, the run's own evals.csv, and NAME_scalars.csv
+with step, tag and value of what was logged once per collect, means over tasks. NAME is the script
+that made the run, with a number where there are several.
 """
 
 import csv
@@ -13,18 +14,35 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
+import runs as r
 import tyro
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
-TAGS = ["explained_variance/mean", "train_success/mean", "train_return/mean", "losses/policy", "losses/value", "losses/entropy",
-        "losses/approx_kl", "losses/ratio_clip_fraction", "losses/value_clip_fraction", "gradients/actor_log10_norm_spread",
-        "gradients/critic_log10_norm_spread", "gradients/actor_mean_cosine", "gradients/critic_mean_cosine",
-        "gradients/actor_top1_share", "gradients/critic_top1_share", "gradients/norm_ratio", "speed/rollout_steps_per_second",
-        "speed/update_steps_per_second"]  # fmt: skip
+TAGS = [
+    "explained_variance/mean",
+    "train_success/mean",
+    "train_return/mean",
+    "losses/policy",
+    "losses/value",
+    "losses/entropy",
+    "losses/approx_kl",
+    "losses/ratio_clip_fraction",
+    "losses/value_clip_fraction",
+    "gradients/actor_log10_norm_spread",
+    "gradients/critic_log10_norm_spread",
+    "gradients/actor_mean_cosine",
+    "gradients/critic_mean_cosine",
+    "gradients/actor_top1_share",
+    "gradients/critic_top1_share",
+    "gradients/actor_combined_norm",
+    "gradients/critic_combined_norm",
+    "speed/rollout_steps_per_second",
+    "speed/update_steps_per_second",
+]
+TITLES = [
+    "success, evaluated (dotted: three worst tasks)",
+    "success while training",
+    "explained variance, mean over tasks",
+]
 
 
 @dataclass
@@ -44,33 +62,46 @@ def success_by_step(evals_csv):
     return rates
 
 
-def scalars(run_dir):
-    """Returns {tag: [(step, value)]} of the TAGS that the run has."""
-    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
-    events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in TAGS if tag in events.Tags()["scalars"]}
+def mean(values):
+    return sum(values) / len(values)
+
+
+def write_scalars(path, logged):
+    rows = [
+        (int(step), tag, f"{value:.6g}")
+        for tag in TAGS
+        if tag in logged
+        for step, value in zip(*logged[tag])
+    ]
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([("step", "tag", "value"), *sorted(rows)])
+
+
+def plot(axes, name, success, logged):
+    steps = [step / 1e6 for step in success]
+    means = [mean(rates) for rates in success.values()]
+    worst = [mean(sorted(rates)[:3]) for rates in success.values()]
+    (line,) = axes[0].plot(steps, means, marker="o", label=name)
+    axes[0].plot(steps, worst, marker=".", linestyle=":", color=line.get_color())
+    for axis, tag in zip(axes[1:], ("train_success/mean", "explained_variance/mean")):
+        if tag in logged:
+            steps, values = logged[tag]
+            axis.plot(steps / 1e6, values, marker=".", label=name, color=line.get_color())
 
 
 def main():
     args = tyro.cli(Args, description=__doc__)
     args.out.mkdir(parents=True, exist_ok=True)
     scripts = [json.loads((run / "args.json").read_text())["script"] for run in args.runs]
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
-    for i, (run, script) in enumerate(zip(args.runs, scripts)):
-        name = script if scripts.count(script) == 1 else f"{script}_{scripts[: i + 1].count(script)}"
+    figure, axes = r.plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
+    for i, (run, name) in enumerate(zip(args.runs, scripts)):
+        if scripts.count(name) > 1:
+            name += f"_{scripts[: i + 1].count(name)}"
+        logged = r.scalars(run)
         shutil.copy(run / "evals.csv", args.out / f"{name}_evals.csv")
-        success, logged = success_by_step(run / "evals.csv"), scalars(run)
-        with open(args.out / f"{name}_scalars.csv", "w", newline="") as file:
-            rows = sorted((step, tag, f"{value:.6g}") for tag, series in logged.items() for step, value in series)
-            csv.writer(file).writerows([("step", "tag", "value"), *rows])
-        steps = [step / 1e6 for step in success]
-        (line,) = axes[0].plot(steps, [sum(r) / len(r) for r in success.values()], marker="o", label=name)
-        worst = [sum(sorted(r)[:3]) / len(sorted(r)[:3]) for r in success.values()]
-        axes[0].plot(steps, worst, marker=".", linestyle=":", color=line.get_color())
-        for axis, tag in (axes[1], "train_success/mean"), (axes[2], "explained_variance/mean"):
-            axis.plot([step / 1e6 for step, _ in logged[tag]], [value for _, value in logged[tag]], marker=".", label=name)
-    titles = "success, evaluated (dotted: three worst tasks)", "success while training", "explained variance, mean over tasks"
-    for axis, title in zip(axes, titles):
+        write_scalars(args.out / f"{name}_scalars.csv", logged)
+        plot(axes, name, success_by_step(run / "evals.csv"), logged)
+    for axis, title in zip(axes, TITLES):
         axis.set(title=title, xlabel="million environment steps", ylim=(-0.03, 1.03))
         axis.grid(alpha=0.3)
     axes[0].legend()

@@ -1,15 +1,28 @@
-"""Numbers that the paper publishes, as far as its text gives them, for the column beside ours. The text this was written from had
-lost the cells of most tables: what is absent here is in the paper's tables, and can be added below."""
+"""Numbers that the paper publishes, as far as its text gives them, for the column beside ours.
 
-# Success in percent, 10 seeds: mean at the final checkpoint on V2, after 20 M steps on MT10 and 100 M on MT50; IQM on V1.
+The text that this was written from had lost the cells of most tables: what is absent here is in the
+paper's tables, and can be added below.
+"""
+
+# Success in percent, 10 seeds: the mean at the final checkpoint on V2, after 20 M steps on MT10 and
+# 100 M on MT50, and the IQM on V1.
 FINAL = {("toppo_mt50", "MT10", "v2"): 97.2, ("toppo_mt50", "MT50", "v2"): 90.9}
 IQM = {("toppo_mt50", "MT50", "v1"): 79.3}
 BUDGET = {"MT10": 20, "MT50": 100}  # million steps
-ABSENT = "A dash in a column of the paper's: it is in the paper's table, but not among the values that `paper/published.py` has."
+ABSENT = (
+    "A dash in a column of the paper's: it is in the paper's table, but not among the values that "
+    "`paper/published.py` has."
+)
 
 # Table B.2, and Tables 2 and 3 for the rungs between: parameters on MT10 and MT50 in thousands.
-PARAMETERS = {"vanilla_mtppo": (684, 716), "ln": (685, 717), "ln_popart": (685, 717), "ln_fairgrad": ("–", 717),
-              "ln_popart_fairgrad": (685, 717), "toppo_mt50": (685, 717)}  # fmt: skip
+PARAMETERS = {
+    "vanilla_mtppo": (684, 716),
+    "ln": (685, 717),
+    "ln_popart": (685, 717),
+    "ln_fairgrad": ("–", 717),
+    "ln_popart_fairgrad": (685, 717),
+    "toppo_mt50": (685, 717),
+}
 OTHER_PARAMETERS = [
     ("ARS paper: SAC-MT", 2517, 2597),
     ("ARS paper: MT-MH-SAC", 2546, 2754),
@@ -25,11 +38,19 @@ OTHER_PARAMETERS = [
     ("Meta-World+: MOORE", 6810, 10385),
     ("Meta-World+: PaCo (K=5 / K=20)", 8476, 33909),
 ]
-# Table 3: when TOPPO reaches the baseline's final IQM on MT50 V1, in percent of its 100 M steps, and the baseline's parameters.
-MATCHED_AT = [("MT-MH-SAC", 2031, 3), ("Soft Modularization", 8030, 12), ("MOORE", 10385, 13), ("PaCo", 33909, 2),
-              ("PCGrad-SAC", 2031, 5)]  # fmt: skip
 
-# Table D.11: step of the best checkpoint in millions, over 10 seeds: median, quartiles, least and most.
+# Table 3: the baseline, its parameters in thousands, and when TOPPO reaches its final IQM on MT50
+# V1, in percent of TOPPO's 100 M steps.
+MATCHED_AT = [
+    ("MT-MH-SAC", 2031, 3),
+    ("Soft Modularization", 8030, 12),
+    ("MOORE", 10385, 13),
+    ("PaCo", 33909, 2),
+    ("PCGrad-SAC", 2031, 5),
+]
+
+# Table D.11: step of the best checkpoint in millions, over 10 seeds: median, quartiles, least and
+# most.
 BEST_STEP = {
     ("vanilla_mtppo", "MT10"): (15.0, 13.4, 17.2, 10.0, 19.6),
     ("ln", "MT10"): (11.8, 10.9, 16.4, 6.8, 20.0),
@@ -46,7 +67,12 @@ BEST_STEP = {
 }
 
 
-def published(numbers: dict[tuple[str, str, str], float], script: str, task_set: str, reward: str) -> str:
-    """The cell for the paper's value: with its steps, so that nobody takes a shorter run of ours for the same thing."""
+def published(
+    numbers: dict[tuple[str, str, str], float], script: str, task_set: str, reward: str
+) -> str:
+    """The cell for the paper's value.
+
+    It is with its steps, so that nobody takes a shorter run of ours for the same thing.
+    """
     value = numbers.get((script, task_set, reward))
     return f"{value} at {BUDGET[task_set]} M" if value else "–"

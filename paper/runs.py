@@ -1,6 +1,8 @@
-"""What the scripts for tables and figures share: run directories and gradient dumps as arrays, statistics over seeds, output.
+"""What the scripts for tables and figures share.
 
-A script maps names of tables or figures to functions: from the runs to (title, Markdown lines, matplotlib figure or None).
+Run directories and gradient dumps as arrays, statistics over seeds, and output. A script maps the
+names of its tables or figures to functions of the runs, which return a title, Markdown lines and a
+matplotlib figure or None.
 """
 
 import csv
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from zipfile import BadZipFile
 
 import matplotlib
@@ -26,23 +28,61 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "ablations")]  # for fairgrad_solver and, in Table B.2, the training scripts
+# For fairgrad_solver and, in Table B.2, the training scripts
+sys.path[:0] = [str(ROOT), str(ROOT / "ablations")]
 
-LADDER = {"vanilla_mtppo": "Vanilla MT-PPO", "ln": "+LN-c", "ln_popart": "+LN-c +PopArt", "ln_fairgrad": "+LN-c +FG-c",
-          "ln_popart_fairgrad": "+LN-c +PopArt +FG-c", "toppo_mt50": "TOPPO"}  # fmt: skip
+LADDER = {
+    "vanilla_mtppo": "Vanilla MT-PPO",
+    "ln": "+LN-c",
+    "ln_popart": "+LN-c +PopArt",
+    "ln_fairgrad": "+LN-c +FG-c",
+    "ln_popart_fairgrad": "+LN-c +PopArt +FG-c",
+    "toppo_mt50": "TOPPO",
+}
 METHODS = LADDER | {
-    "popart": "+PopArt", "fairgrad": "+FG-c", "popart_fairgrad": "+PopArt +FG-c",
-    "ln_popart_fairgrad_fairgrad": "+LN-c +PopArt, FG-a, FG-c", "ln_popart_pcgrad_pcgrad": "+LN-c +PopArt, PCGrad-a, PCGrad-c",
-    "ln_popart_cagrad_cagrad": "+LN-c +PopArt, CAGrad-a, CAGrad-c", "symmetric_ln_popart": "+LN in both nets +PopArt",
-    "toppo_popart_ema": "TOPPO, PopArt by EMA"}  # fmt: skip
-SCRIPT_PATHS = {s: f"{s}.py" if s in ("vanilla_mtppo", "toppo_mt50") else f"ablations/{s}.py" for s in METHODS}
-# Okabe and Ito's colours, distinct to the colour-blind, for the ladder; other methods repeat them with another line.
-COLORS = dict(zip(METHODS, 3 * ["#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2"]))
+    "popart": "+PopArt",
+    "fairgrad": "+FG-c",
+    "popart_fairgrad": "+PopArt +FG-c",
+    "ln_popart_fairgrad_fairgrad": "+LN-c +PopArt, FG-a, FG-c",
+    "ln_popart_pcgrad_pcgrad": "+LN-c +PopArt, PCGrad-a, PCGrad-c",
+    "ln_popart_cagrad_cagrad": "+LN-c +PopArt, CAGrad-a, CAGrad-c",
+    "symmetric_ln_popart": "+LN in both nets +PopArt",
+    "toppo_popart_ema": "TOPPO, PopArt by EMA",
+}
+IN_ROOT = ("vanilla_mtppo", "toppo_mt50")
+SCRIPT_PATHS = {s: f"{s}.py" if s in IN_ROOT else f"ablations/{s}.py" for s in METHODS}
+
+# Okabe and Ito's colours, distinct to the colour-blind, for the ladder. Other methods repeat them
+# with another line.
+PALETTE = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2"]
+COLORS = dict(zip(METHODS, 3 * PALETTE))
 DASHES = {s: "-" if s in LADDER else (0, (4, 1.5)) for s in METHODS}
 WORST = (1, 3, 5, 10, 20)
-# Flags in which the runs of a comparison may differ. All others must agree: seeds of one method are told apart by the seed alone.
-FREE = {"script", "seed", "run_dir", "resume", "total_timesteps", "eval_interval", "cuda", "torch_threads", "num_workers",
-        "num_envs_per_task", "track", "dump_gradients_every", "benchmark", "tasks"}  # fmt: skip
+
+# What the runs of a comparison may differ in. All other flags must agree: seeds of one method are
+# told apart by the seed alone.
+FREE = {
+    "script",
+    "seed",
+    "benchmark",
+    "tasks",
+    "total_timesteps",
+    "eval_interval",
+    "keep_checkpoints_every",
+    "run_dir",
+    "cuda",
+    "torch_threads",
+    "num_workers",
+    "track",
+    "commit",
+    "edits",
+    "packages",
+    # Of the scripts' first version, whose runs are in results/
+    "resume",
+    "num_envs_per_task",
+    "dump_gradients_every",
+}
+FIRST_VERSION = {"adam_eps": 1e-5}  # what was no flag yet
 
 
 Array = NDArray[np.float64]
@@ -66,7 +106,7 @@ class Run(NamedTuple):
 
 
 class Seeds(NamedTuple):
-    """The runs of one script on one task set and reward, up to a step at which all of them were evaluated."""
+    """One script's runs on one task set and reward, to a step at which all were evaluated."""
 
     script: str
     runs: list[Run]
@@ -75,99 +115,174 @@ class Seeds(NamedTuple):
 
 
 class Dump(NamedTuple):
-    """A gradient dump. Of the gradients themselves only inner products matter here: the critic's G [K, K] in fp64."""
+    """A gradient dump. Of the gradients themselves only inner products matter here."""
 
     step: int
-    critic_gram: Array
+    critic_gram: Array  # G [K, K], in fp64
     sigma: Array | None  # [K], PopArt's
 
 
-Items = dict[str, Callable[[list[Run]], tuple[str, list[str], Figure | None]]]  # title, Markdown lines, figure
+Item = tuple[str, list[str], Figure | None]  # title, Markdown lines, figure
+Items = dict[str, Callable[[list[Run]], Item]]
 
 
 def read_run(path: Path) -> Run:
-    args = json.loads((path / "args.json").read_text())
-    if args["script"] not in METHODS:
-        raise Missing(f"{path}: a run of {args['script']}.py, which is none of the repository's scripts")
+    args = FIRST_VERSION | json.loads((path / "args.json").read_text())
+    script = args["script"]
+    if script not in METHODS:
+        raise Missing(f"{path}: a run of {script}.py, which is none of the repository's scripts")
     rates: dict[int, dict[str, float]] = defaultdict(dict)
     if (path / "evals.csv").exists():
         with open(path / "evals.csv", newline="") as file:
             for row in csv.DictReader(file):
                 rates[int(row["step"])][row["task"]] = float(row["success_rate"])
     if not rates:
-        raise Missing(f"{path}: no evaluation in evals.csv; go on with: python {SCRIPT_PATHS[args['script']]} --resume {path}")
+        raise Missing(f"{path}: no evaluation in evals.csv; {go_on(script, path)}")
     steps = sorted(rates)
     tasks = tuple(sorted(rates[steps[0]]))
+    return Run(
+        path=path,
+        script=script,
+        seed=args["seed"],
+        args=args,
+        tasks=tasks,
+        task_set=name_of_tasks(args, tasks),
+        reward=args["reward_version"],
+        steps=np.array(steps),
+        success=np.array([[rates[step][task] for task in tasks] for step in steps]),
+    )
+
+
+def name_of_tasks(args: dict[str, Any], tasks: tuple[str, ...]) -> str:
+    """The benchmark's name if these are its tasks, else the tasks' names."""
+    if not args["tasks"]:  # of the scripts' first version, with --benchmark
+        return args["benchmark"]
+    from metaworld.env_dict import MT10_V3, MT25_V3, MT50_V3  # slow, and seldom needed
+
+    for name, benchmark in (("MT10", MT10_V3), ("MT25", MT25_V3), ("MT50", MT50_V3)):
+        if set(benchmark) == set(tasks):
+            return name
     short = [name.removesuffix("-v3") for name in tasks]
-    named = ", ".join(short) if len(short) <= 4 else f"{len(short)} tasks from {short[0]} to {short[-1]}"
-    success = np.array([[rates[step][task] for task in tasks] for step in steps])
-    task_set, reward = named if args["tasks"] else args["benchmark"], args["reward_version"]
-    return Run(path, args["script"], args["seed"], args, tasks, task_set, reward, np.array(steps), success)
+    if len(short) <= 4:
+        return ", ".join(short)
+    return f"{len(short)} tasks from {short[0]} to {short[-1]}"
+
+
+def go_on(script: str, path: Path) -> str:
+    """How a run that lacks something is continued."""
+    return f"go on with: python {SCRIPT_PATHS[script]} --run-dir {path}"
 
 
 def run_directories(paths: Iterable[str | Path]) -> list[Path]:
     """The run directories among paths, and those inside a path that is none."""
     found = []
     for path in map(Path, paths):
-        inside = [path] if (path / "args.json").exists() else sorted(file.parent for file in path.glob("*/args.json"))
+        if (path / "args.json").exists():
+            found.append(path)
+            continue
+        inside = sorted(file.parent for file in path.glob("*/args.json"))
         if not inside:
-            raise Missing(f"{path}: no run directory (no args.json); make one: python toppo_mt50.py --run-dir {path}")
+            command = f"python toppo_mt50.py --run-dir {path}"
+            raise Missing(f"{path}: no run directory (no args.json); make one: {command}")
         found += inside
     return found
 
 
 def load_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Run directories, or folders of them, as Runs: by method, as in the paper's tables, and seed."""
+    """Run directories, or folders of them, as Runs in order of method and seed."""
     found = [read_run(path) for path in run_directories(paths)]
     runs = sorted(found, key=lambda run: ([*METHODS].index(run.script), run.seed))
     seen: dict[tuple[str | int, ...], Run] = {}
     for run in runs:
         key = run.task_set, run.reward
-        same, first = seen.setdefault((*key, run.script, run.seed), run), seen.setdefault(key, run)
+        same = seen.setdefault((*key, run.script, run.seed), run)
         if same is not run:
-            raise Missing(f"{same.path} and {run.path} are both seed {run.seed} of {run.script}.py: leave one out")
-        differing = [f"--{f.replace('_', '-')}" for f in sorted(run.args.keys() & first.args.keys() - FREE)
-                     if run.args[f] != first.args[f]]  # fmt: skip
+            both = f"{same.path} and {run.path} are both seed {run.seed} of {run.script}.py"
+            raise Missing(f"{both}: leave one out")
+        first = seen.setdefault(key, run)
+        held = sorted((run.args.keys() & first.args.keys()) - FREE)
+        differing = [name for name in held if run.args[name] != first.args[name]]
         if differing or run.tasks != first.tasks:
-            flags = ", ".join(differing) or "--tasks"
-            raise Missing(f"{first.path} and {run.path} differ in {flags}: show them in separate calls")
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in differing or ["tasks"])
+            both = f"{first.path} and {run.path}"
+            raise Missing(f"{both} differ in {flags}: show them in separate calls")
     return runs
 
 
 def groups(
-    runs: list[Run], reward: str | None = None, task_set: str | None = None, scripts: Sequence[str] | None = None
+    runs: list[Run],
+    reward: str | None = None,
+    task_set: str | None = None,
+    scripts: Sequence[str] | None = None,
 ) -> dict[Key, dict[str, Seeds]]:
-    """{(task set, reward, step): {script: Seeds}} of the runs that match, MT10 before MT50 before others. Methods are compared at
-    equal steps: where some runs end before others, there is a group for each end, at the last step up to there at which the most
-    of the runs that get so far were evaluated. Of scripts to be compared, one alone is a group only if there is no other."""
+    """The runs that match, as {(task set, reward, step): {script: Seeds}}, MT10 before MT50.
+
+    Methods are compared at equal steps. Where some runs end before others, there is a group for
+    each end, at the last step up to there at which the most of the runs that get so far were
+    evaluated. Of scripts to be compared, one alone is a group only if there is no other.
+    """
+    matching = [
+        run
+        for run in runs
+        if reward in (None, run.reward)
+        and task_set in (None, run.task_set)
+        and run.script in (scripts or METHODS)
+    ]
     found: dict[Key, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    matching = [run for run in runs if reward in (None, run.reward) and task_set in (None, run.task_set)
-                and run.script in (scripts or METHODS)]  # fmt: skip
     for name in {run.task_set for run in matching}:
-        same, steps = [run for run in matching if run.task_set == name], set()
-        for end in {int(run.steps[-1]) for run in same} - {0}:
-            counts = Counter(int(step) for run in same if run.steps[-1] >= end for step in run.steps if 0 < step <= end)
-            steps.add(max(counts, key=lambda step: (counts[step], step)))
-        for step in steps:
+        same = [run for run in matching if run.task_set == name]
+        for step in steps_to_compare_at(same):
             for run in [run for run in same if step in run.steps]:
                 found[name, run.reward, step][run.script].append(run)
     if not found:
-        which = ", ".join(f"{s}.py" for s in scripts) if scripts else "any script"
-        wanted = (f" on {task_set}" if task_set else "") + (f" with {reward.upper()} rewards" if reward else "")
-        flags = (f" --benchmark {task_set}" if task_set else "") + (" --reward-version v1" if reward == "v1" else "")
-        path = SCRIPT_PATHS[scripts[0] if scripts else "toppo_mt50"]
-        raise Missing(f"no run of {which}{wanted} that was evaluated after step 0; make one: python {path}{flags}")
+        raise Missing(no_run(reward, task_set, scripts))
     compared = [key for key in found if not scripts or len(found[key]) > 1] or found
     order = sorted(compared, key=lambda key: (len(key[0]), key))
-    return {key: {script: up_to(key[2], members) for script, members in found[key].items()} for key in order}
+    return {
+        key: {script: up_to(key[2], members) for script, members in found[key].items()}
+        for key in order
+    }
+
+
+def steps_to_compare_at(runs: list[Run]) -> set[int]:
+    """For each end of a run the step up to there at which most of the runs were evaluated."""
+    steps = set()
+    for end in {int(run.steps[-1]) for run in runs} - {0}:
+        counts: Counter[int] = Counter()
+        for run in runs:
+            if run.steps[-1] >= end:
+                counts.update(run.steps[(run.steps > 0) & (run.steps <= end)].tolist())
+        steps.add(max(counts, key=lambda step: (counts[step], step)))
+    return steps
+
+
+def no_run(reward: str | None, task_set: str | None, scripts: Sequence[str] | None) -> str:
+    """What groups says where it finds nothing."""
+    which = ", ".join(f"{s}.py" for s in scripts) if scripts else "any script"
+    command = f"python {SCRIPT_PATHS[scripts[0] if scripts else 'toppo_mt50']}"
+    if task_set:
+        which += f" on {task_set}"
+        command += f" --benchmark {task_set}"
+    if reward:
+        which += f" with {reward.upper()} rewards"
+    if reward == "v1":
+        command += " --reward-version v1"
+    return f"no run of {which} that was evaluated after step 0; make one: {command}"
+
+
+def shared_steps(series: Iterable[NDArray[np.int64]], end: int) -> NDArray[np.int64]:
+    """The steps up to end that are in all of series."""
+    return np.array(sorted(set.intersection(*(set(s[s <= end].tolist()) for s in series))))
 
 
 def up_to(step: int, runs: list[Run]) -> Seeds:
-    steps = np.array(sorted(set.intersection(*(set(run.steps[run.steps <= step].tolist()) for run in runs))))
-    return Seeds(runs[0].script, runs, steps, np.stack([run.success[np.isin(run.steps, steps)] for run in runs]))
+    steps = shared_steps([run.steps for run in runs], step)
+    success = np.stack([run.success[np.isin(run.steps, steps)] for run in runs])
+    return Seeds(runs[0].script, runs, steps, success)
 
 
-# Statistics. Success is [n, C, K]: seeds, checkpoints, tasks; rates are in percent only where they are printed.
+# Statistics. Success is [n, C, K]: seeds, checkpoints, tasks. Rates are in percent only where they
+# are printed.
 
 
 def worst(rates: Array, k: int | None) -> Array:
@@ -176,7 +291,10 @@ def worst(rates: Array, k: int | None) -> Array:
 
 
 def tail_size(num_tasks: int) -> int:
-    """k of the worst-k where a table has room for one: the paper's 10 where that is a part of the tasks, else 3, else 1."""
+    """k of the worst-k where a table has room for one.
+
+    It is the paper's 10 where that is a part of the tasks, else 3, else 1.
+    """
     return next(k for k in (10, 3, 1) if k < num_tasks or k == 1)
 
 
@@ -196,20 +314,27 @@ def final(success: Array) -> Array:
 
 
 def late(success: Array) -> Array:
-    """Each seed's mean success over the last tenth of its checkpoints, rounded, at least one (our choice). Returns [n]."""
-    return success[:, -max(1, round(success.shape[1] / 10)) :].mean((1, 2))
+    """Each seed's mean success over the last tenth of its checkpoints (our choice). Returns [n]."""
+    tenth = max(1, round(success.shape[1] / 10))
+    return success[:, -tenth:].mean((1, 2))
 
 
 def iqm(success: Array) -> tuple[float, Array | None, float | None]:
-    """rliable's interquartile mean of the last checkpoint over seeds and tasks, its 95% stratified bootstrap interval and the
-    std over seeds of each seed's own IQM; the last two None for a single seed."""
+    """rliable's interquartile mean of the last checkpoint over seeds and tasks.
+
+    Returns it, its 95% stratified bootstrap interval and the std over seeds of each seed's own
+    IQM. The last two are None for a single seed.
+    """
     from rliable import library, metrics  # imports pandas and more, which only this needs
 
     scores = success[:, -1]
     if len(scores) == 1:
         return metrics.aggregate_iqm(scores), None, None
-    np.random.seed(0)  # noqa: NPY002  rliable 1.2 draws from numpy's global state, whatever random_state it is given
-    _, intervals = library.get_interval_estimates({"x": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000)
+    # rliable 1.2 draws from numpy's global state, whatever random_state it is given
+    np.random.seed(0)  # noqa: NPY002
+    _, intervals = library.get_interval_estimates(
+        {"x": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000
+    )
     each = [metrics.aggregate_iqm(seed[None]) for seed in scores]
     return metrics.aggregate_iqm(scores), intervals["x"][:, 0], np.std(each, ddof=1)
 
@@ -218,9 +343,13 @@ def iqm(success: Array) -> tuple[float, Array | None, float | None]:
 
 
 def percent(values: ArrayLike) -> str:
-    """Mean ± sample std over seeds in percent, the mean alone for a single seed. values [n] or one number."""
+    """Mean ± sample std over seeds in percent, the mean alone for a single seed.
+
+    values: [n] or one number.
+    """
     values = 100 * np.atleast_1d(values)
-    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+    std = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{values.mean():.1f}{std}"
 
 
 def millions(steps: float) -> str:
@@ -228,7 +357,7 @@ def millions(steps: float) -> str:
 
 
 def seed_counts(methods: dict[str, Seeds]) -> str:
-    """The seeds in words: n = 2, or n = 1 to 3 where the methods {script: Seeds} have different numbers of them."""
+    """The seeds of {script: Seeds} in words: n = 2, or n = 1 to 3 where methods differ in it."""
     counts = sorted({len(seeds.runs) for seeds in methods.values()})
     return f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
 
@@ -238,19 +367,34 @@ def where(task_set: str, reward: str, step: int) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> list[str]:
-    return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(map(str, row))} |" for row in rows), ""]
+    return [
+        f"| {' | '.join(header)} |",
+        "|" + "---|" * len(header),
+        *(f"| {' | '.join(map(str, row))} |" for row in rows),
+        "",
+    ]
 
 
 def heading(key: Key, methods: dict[str, Seeds]) -> list[str]:
-    """A section's title, and what its numbers rest on where that is less than the paper's. methods {script: Seeds}."""
-    num_tasks = len(next(iter(methods.values())).runs[0].tasks)
-    budget = f" of the paper's {2 * num_tasks} M" if key[0] in ("MT10", "MT50") and key[2] < 2e6 * num_tasks else ""
-    lines, most = [f"## {where(*key)}{budget}", ""], max(len(seeds.runs) for seeds in methods.values())
-    goals = next(iter(methods.values())).runs[0].args.get("eval_episodes", 50)  # load_runs holds all runs to the same
-    lines += [f"Evaluated on {goals} of each task's 50 training goals.", ""] if goals < 50 else []
+    """A section's title, and what its numbers rest on where that is less than the paper's.
+
+    methods: {script: Seeds}.
+    """
+    runs = [run for seeds in methods.values() for run in seeds.runs]
+    num_tasks = len(runs[0].tasks)
+    title = f"## {where(*key)}"
+    if key[0] in ("MT10", "MT50") and key[2] < 2e6 * num_tasks:
+        title += f" of the paper's {2 * num_tasks} M"
+    lines = [title, ""]
+    goals = runs[0].args.get("eval_episodes", 50)  # load_runs holds all runs to the same
+    if goals < 50:
+        lines += [f"Evaluated on {goals} of each task's 50 training goals.", ""]
+    most = max(len(seeds.runs) for seeds in methods.values())
     if most == 1:
-        return [*lines, "One seed each: an illustration, no comparison.", ""]
-    return lines + ([f"Few seeds, {seed_counts(methods)}; the paper has 10.", ""] if most < 10 else [])
+        lines += ["One seed each: an illustration, no comparison.", ""]
+    elif most < 10:
+        lines += [f"Few seeds, {seed_counts(methods)}; the paper has 10.", ""]
+    return lines
 
 
 def row_start(seeds: Seeds) -> list[str | int]:
@@ -267,7 +411,10 @@ STATISTICS = "Mean ± sample std over n seeds; a single seed has no std."
 
 @cache
 def scalars(path: Path) -> dict[str, tuple[NDArray[np.int64], Array]]:
-    """All that a run logged, from its TensorBoard events or else its scalars.csv: {tag: (steps [C], values [C])}."""
+    """All that a run logged, {tag: (steps [C], values [C])}.
+
+    It is in the run's TensorBoard events or else in its scalars.csv.
+    """
     # {tag: {step: value}}; of a collect redone after a kill, the later value
     rows: dict[str, dict[int, float]] = defaultdict(dict)
     if any(path.glob("events.out.tfevents*")):
@@ -283,36 +430,49 @@ def scalars(path: Path) -> dict[str, tuple[NDArray[np.int64], Array]]:
                 rows[row["tag"]][int(row["step"])] = float(row["value"])
     else:
         script = SCRIPT_PATHS[json.loads((path / "args.json").read_text())["script"]]
-        raise Missing(f"{path}: neither TensorBoard events nor scalars.csv; a run leaves the first: python {script}")
-    return {tag: (np.array(sorted(rows[tag])), np.array([rows[tag][step] for step in sorted(rows[tag])])) for tag in rows}
+        lack = "neither TensorBoard events nor scalars.csv; a run leaves the first"
+        raise Missing(f"{path}: {lack}: python {script}")
+    found = {}
+    for tag, values in rows.items():
+        steps = sorted(values)
+        found[tag] = np.array(steps), np.array([values[step] for step in steps])
+    return found
 
 
 def logged(seeds: Seeds, tag: str) -> tuple[NDArray[np.int64], Array]:
-    """A tag's curves up to the Seeds' last evaluation, at the steps that all runs have. Returns steps [C], values [n, C]."""
-    absent = [run.path for run in seeds.runs if tag not in scalars(run.path)]
-    if absent:
-        command = f"python {SCRIPT_PATHS[seeds.script]} --resume {absent[0]}"
-        raise Missing(f"{absent[0]}: nothing logged as {tag}, which every collect does; go on with: {command}")
+    """A tag's curves up to the Seeds' last evaluation, at the steps that all runs have.
+
+    Returns the steps [C] and values [n, C].
+    """
+    for run in seeds.runs:
+        if tag not in scalars(run.path):
+            lack = f"nothing logged as {tag}, which every collect does"
+            raise Missing(f"{run.path}: {lack}; {go_on(seeds.script, run.path)}")
     series = [scalars(run.path)[tag] for run in seeds.runs]
-    steps = np.array(sorted(set.intersection(*(set(s[s <= seeds.steps[-1]].tolist()) for s, _ in series))))
+    steps = shared_steps([s for s, _ in series], int(seeds.steps[-1]))
     return steps, np.stack([values[np.isin(s, steps)] for s, values in series])
 
 
 def gram(gradients: NDArray[np.floating]) -> Array:
-    """G = J J^T in fp64 of J = gradients [K, D], in blocks of columns to bound memory. Returns [K, K]."""
-    blocks = (gradients[:, i : i + (1 << 16)].astype(np.float64) for i in range(0, gradients.shape[1], 1 << 16))
-    return sum((block @ block.T for block in blocks), start=np.zeros((len(gradients), len(gradients))))
+    """G = J J^T [K, K] in fp64 of J = gradients [K, D], in blocks of columns to bound memory."""
+    G = np.zeros((len(gradients), len(gradients)))
+    for i in range(0, gradients.shape[1], 1 << 16):
+        block = gradients[:, i : i + (1 << 16)].astype(np.float64)
+        G += block @ block.T
+    return G
 
 
 @cache
 def read_dump(file: Path) -> Dump:
-    """A dump as a training script wrote it, or its summary by compact.py."""
+    """A dump as dump_gradients.py wrote it, or its summary by compact.py."""
     try:
         with np.load(file, allow_pickle=False) as x:
             G = x["critic_gram"] if "critic_gram" in x else gram(x["critic_gradients"])
-            return Dump(int(x["global_step"]), G, x["popart_sigma"] if "popart_sigma" in x else None)
+            sigma = x["popart_sigma"] if "popart_sigma" in x else None
+            return Dump(int(x["global_step"]), G, sigma)
     except (BadZipFile, EOFError, KeyError, ValueError) as error:
-        raise Missing(f"{file}: no gradient dump as --dump-gradients-every N writes it ({error}); delete it") from error
+        what = f"no gradient dump as dump_gradients.py writes it ({error})"
+        raise Missing(f"{file}: {what}; delete it") from error
 
 
 def dump_files(run: Run) -> list[Path]:
@@ -320,20 +480,30 @@ def dump_files(run: Run) -> list[Path]:
 
 
 def first_with_dumps(runs: list[Run], scripts: Sequence[str], what: str) -> Run:
-    """The first run with gradient dumps of the first of scripts that has one; what says for what, if there is none."""
+    """The first run with gradient dumps of the first of scripts that has one.
+
+    what: what they are for, to be said if there is none.
+    """
     for script in scripts:
         for run in runs:
             if run.script == script and dump_files(run):
                 return run
-    names = f"{scripts[0]}.py or {len(scripts) - 1} other scripts that would do"
-    command = f"python {SCRIPT_PATHS[scripts[0]]} --benchmark MT10 --dump-gradients-every 10"
-    raise Missing(f"no gradient dumps for {what}, of {names}; make some: {command}")
+    others = f" or {len(scripts) - 1} other scripts that would do" if len(scripts) > 1 else ""
+    lack = f"no gradient dumps for {what}, of {scripts[0]}.py{others}"
+    raise Missing(f"{lack}; make some: {how_to_dump(scripts[0])}")
+
+
+def how_to_dump(script: str) -> str:
+    """The two commands that leave a run with gradient dumps."""
+    train = f"python {SCRIPT_PATHS[script]} --benchmark MT10 --keep-checkpoints-every 10"
+    return f"{train} --run-dir runs/NAME, then python paper/dump_gradients.py runs/NAME"
 
 
 def early_middle_late(files: list[Path]) -> dict[str, Path]:
-    """{"early": first, "middle": .., "late": last} of files; fewer where there are fewer than three."""
+    """{"early": first, "middle": .., "late": last} of files; fewer names for fewer than three."""
     names = {1: ["only"], 2: ["early", "late"]}.get(len(files), ["early", "middle", "late"])
-    return {name: files[i] for name, i in zip(names, np.linspace(0, len(files) - 1, len(names)).astype(int))}
+    positions = np.linspace(0, len(files) - 1, len(names)).astype(int)
+    return {name: files[i] for name, i in zip(names, positions)}
 
 
 def cosines(G: Array) -> Array:
@@ -357,27 +527,39 @@ def norm_spread(G: Array) -> float:
 
 
 def plot_band(
-    axis: Axes, steps: NDArray[np.int64], values: Array, script: str, label: str | None = None, **style: Any
+    axis: Axes,
+    steps: NDArray[np.int64],
+    values: Array,
+    script: str,
+    label: str | None = None,
+    **style: Any,
 ) -> None:
-    """A mean curve over seeds with a band of one sample std; no band from one seed. values [n, C]."""
+    """A mean curve over seeds, with a band of one sample std if there are two. values: [n, C]."""
     style = {"color": COLORS[script], "linestyle": DASHES[script], "linewidth": 1.6, **style}
     marker = "o" if len(steps) <= 30 else None
+    x = steps / 1e6
     mean = values.mean(0)
-    (line,) = axis.plot(steps / 1e6, mean, marker=marker, markersize=3, label=label, **style)
+    axis.plot(x, mean, marker=marker, markersize=3, label=label, **style)
     if len(values) > 1:
         std = values.std(0, ddof=1)
-        axis.fill_between(steps / 1e6, mean - std, mean + std, color=line.get_color(), alpha=0.18, linewidth=0)
+        band = {"color": style["color"], "alpha": 0.18, "linewidth": 0}
+        axis.fill_between(x, mean - std, mean + std, **band)
 
 
-def grid(rows: int, columns: int, width: float = 4.2, height: float = 3.1) -> tuple[Figure, NDArray[np.object_]]:
+def grid(
+    rows: int, columns: int, width: float = 4.2, height: float = 3.1
+) -> tuple[Figure, NDArray[np.object_]]:
     """A figure and its axes [rows, columns] with light grid lines."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained")
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     return figure, axes
 
 
-def tiles(count: int, columns: int, width: float, height: float) -> tuple[Figure, NDArray[np.object_]]:
+def tiles(
+    count: int, columns: int, width: float, height: float
+) -> tuple[Figure, NDArray[np.object_]]:
     """A figure and count axes, in rows of at most columns."""
     columns = min(columns, count)
     figure, axes = grid(math.ceil(count / columns), columns, width, height)
@@ -388,8 +570,10 @@ def tiles(count: int, columns: int, width: float, height: float) -> tuple[Figure
 
 def legend_below(figure: Figure) -> None:
     """One legend for the labelled lines of all axes."""
-    lines = {name: line for axis in figure.axes for line in axis.lines if not (name := str(line.get_label())).startswith("_")}
-    figure.legend([*lines.values()], [*lines], loc="outside lower center", ncols=min(3, len(lines)), frameon=False, fontsize=9)
+    lines = {str(line.get_label()): line for axis in figure.axes for line in axis.lines}
+    labelled = {name: line for name, line in lines.items() if not name.startswith("_")}
+    style: dict[str, Any] = {"frameon": False, "fontsize": 9, "ncols": min(3, len(labelled))}
+    figure.legend([*labelled.values()], [*labelled], loc="outside lower center", **style)
 
 
 # The command line.
@@ -398,14 +582,17 @@ def legend_below(figure: Figure) -> None:
 @dataclass
 class Args:
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """run directories (runs/NAME, written by a training script or by compact.py), or folders of them such as runs/"""
+    """run directories, written by a training script or by compact.py, or folders of them"""
     out: Path = Path("results/paper")
     """folder that the Markdown and PNG files go to"""
 
 
-def produce(items: Items, runs: list[Run], out: Path) -> dict[str, tuple[str, list[str]] | Missing]:
-    """Writes out/NAME.md and NAME.png for items {name: function of the runs}. Returns {name: (title, lines) or a Missing}."""
-    made: dict[str, tuple[str, list[str]] | Missing] = {}
+Made = dict[str, tuple[str, list[str]] | Missing]  # {name: (title, Markdown lines) or why not}
+
+
+def produce(items: Items, runs: list[Run], out: Path) -> Made:
+    """Writes out/NAME.md and NAME.png for items {name: function of the runs}."""
+    made: Made = {}
     for name, function in items.items():
         try:
             title, lines, figure = function(runs)
@@ -413,13 +600,19 @@ def produce(items: Items, runs: list[Run], out: Path) -> dict[str, tuple[str, li
             made[name] = reason
             continue
         out.mkdir(parents=True, exist_ok=True)
-        image = [f"![{title}]({name}.png)", ""] if figure else []
+        page = [f"# {title}", ""]
         if figure:
             figure.savefig(out / f"{name}.png", dpi=110)
             plt.close(figure)
-        (out / f"{name}.md").write_text("\n".join([f"# {title}", "", *image, *lines]).rstrip() + "\n")
+            page += [f"![{title}]({name}.png)", ""]
+        (out / f"{name}.md").write_text("\n".join(page + lines).rstrip() + "\n")
         made[name] = title, lines
     return made
+
+
+def fail(reason: Missing) -> NoReturn:
+    print(f"{Path(sys.argv[0]).name}: error: {reason}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main(doc: str, items: Items) -> None:
@@ -432,6 +625,7 @@ def main(doc: str, items: Items) -> None:
         if isinstance(result, Missing):
             print(f"{name}: {result}", file=sys.stderr)
         else:
-            print(f"wrote {args.out / name}.md" + (" and .png" if (args.out / f"{name}.png").exists() else ""))
+            image = " and .png" if (args.out / f"{name}.png").exists() else ""
+            print(f"wrote {args.out / name}.md{image}")
     if all(isinstance(result, Missing) for result in made.values()):
         sys.exit(2)

@@ -5,8 +5,17 @@
 Writes table_d10.md.
 """
 
+from collections.abc import Callable
+
 import runs as r
 from published import ABSENT, FINAL, published
+
+METRICS: dict[str, Callable] = {"best": r.best, "peak": r.peak, "final": r.final, "late": r.late}
+NOTE = (
+    "Mean success over tasks in percent. Best: each seed's best checkpoint. Peak: highest point of "
+    "the seeds' mean curve. Final: last checkpoint. Late: mean over the last tenth of the "
+    "checkpoints. The paper says of TOPPO's best on MT10, V2, at 20 M: every seed clears 99 %."
+)
 
 
 def table_d10(runs):
@@ -14,15 +23,12 @@ def table_d10(runs):
     for key, methods in r.groups(runs).items():
         rows = []
         for script, seeds in methods.items():
-            scores = [metric(seeds.success) for metric in (r.best, r.peak, r.final, r.late)]
-            rows.append([*r.row_start(seeds), *map(r.percent, scores), published(FINAL, script, *key[:2])])
-        lines += r.heading(key, methods) + r.table([*r.ROW_START, "best", "peak", "final", "late", "paper's final"], rows)
-    note = (
-        "Mean success over tasks in percent. Best: each seed's best checkpoint. Peak: highest point of the seeds' mean curve. "
-        "Final: last checkpoint. Late: mean over the last tenth of the checkpoints. "
-        "The paper says of TOPPO's best on MT10, V2, at 20 M: every seed clears 99 %."
-    )
-    return "Table D.10: best, peak, final and late success", [*lines, f"{note} {r.STATISTICS} {ABSENT}"], None
+            scores = [r.percent(metric(seeds.success)) for metric in METRICS.values()]
+            rows.append([*r.row_start(seeds), *scores, published(FINAL, script, *key[:2])])
+        lines += r.heading(key, methods)
+        lines += r.table([*r.ROW_START, *METRICS, "paper's final"], rows)
+    lines.append(f"{NOTE} {r.STATISTICS} {ABSENT}")
+    return "Table D.10: best, peak, final and late success", lines, None
 
 
 ITEMS = {"table_d10": table_d10}

@@ -1,8 +1,8 @@
-"""Table D.2: combiners of the actor's and the critic's gradients, on LN-c and PopArt: best, final and IQM success.
+"""Table D.2: combiners of the actor's and the critic's gradients, on LN-c and PopArt.
 
     python paper/table_d2_combiners.py runs/ --out results/paper
 
-Writes table_d2.md.
+Writes table_d2.md: best, final and IQM success.
 """
 
 import runs as r
@@ -16,6 +16,11 @@ COMBINERS = {  # script: (actor, critic)
     "ln_popart_pcgrad_pcgrad": ("PCGrad", "PCGrad"),
     "ln_popart_cagrad_cagrad": ("CAGrad", "CAGrad"),
 }
+COLUMNS = ["actor", "critic", "n", "best", "final", "IQM (95 % interval)", "paper's final"]
+NOTE = (
+    "Success in percent. Best: each seed's best checkpoint. Final, IQM: the last. "
+    "Interval: rliable's bootstrap of seeds."
+)
 
 
 def table_d2(runs):
@@ -23,16 +28,18 @@ def table_d2(runs):
     for key, methods in r.groups(runs, scripts=list(COMBINERS)).items():
         rows = []
         for script, sides in COMBINERS.items():
-            if script in methods:
-                success = methods[script].success
-                value, interval, _ = r.iqm(success)
-                between = "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
-                scores = [r.percent(r.best(success)), r.percent(r.final(success)), f"{100 * value:.1f}{between}"]
-                rows.append([*sides, len(success), *scores, published(FINAL, script, *key[:2])])
-        header = ["actor", "critic", "n", "best", "final", "IQM (95 % interval)", "paper's final"]
-        lines += r.heading(key, methods) + r.table(header, rows)
-    note = "Success in percent. Best: each seed's best checkpoint. Final, IQM: the last. Interval: rliable's bootstrap of seeds."
-    return "Table D.2: combiners per side", [*lines, f"{note} {r.STATISTICS} {ABSENT} The paper's is MT50 on V2."], None
+            if script not in methods:
+                continue
+            success = methods[script].success
+            value, interval, _ = r.iqm(success)
+            iqm = f"{100 * value:.1f}"
+            if interval is not None:
+                iqm += f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+            scores = [r.percent(r.best(success)), r.percent(r.final(success)), iqm]
+            rows.append([*sides, len(success), *scores, published(FINAL, script, *key[:2])])
+        lines += r.heading(key, methods) + r.table(COLUMNS, rows)
+    lines.append(f"{NOTE} {r.STATISTICS} {ABSENT} The paper's is MT50 on V2.")
+    return "Table D.2: combiners per side", lines, None
 
 
 ITEMS = {"table_d2": table_d2}

@@ -2,13 +2,16 @@
 
     python paper/table_d5_d6_d7_per_task.py runs/ --out results/paper
 
-Writes table_d5.md, table_d6.md, table_d7.md, and table_d5_other_sets.md for runs on other tasks or rewards. Worst by TOPPO's
-column or, without it, by the last one.
+Writes table_d5.md, table_d6.md, table_d7.md, and table_d5_other_sets.md for runs on other tasks or
+rewards. Worst by TOPPO's column or, without it, by the last one.
 """
 
 import runs as r
 
 SETS = [("MT10", "v2"), ("MT50", "v2"), ("MT50", "v1")]
+NOTE = f"""\
+Success in percent at the last checkpoint, worst first. {r.STATISTICS}
+The paper's values are in its tables, but not among those that `paper/published.py` has."""
 
 
 def table(name, groups):
@@ -21,14 +24,14 @@ def table(name, groups):
         header = ["task", *(f"{r.METHODS[script]}, n = {len(end)}" for script, end in ends.items())]
         rows = [[tasks[k], *(r.percent(end[:, k]) for end in ends.values())] for k in order]
         lines += r.heading(key, methods) + r.table(header, rows)
-    lines += [f"Success in percent at the last checkpoint, worst first. {r.STATISTICS} The paper's values are in its tables, but"]
-    return f"{name}: final success per task", [*lines, "not among those that `paper/published.py` has."], None
+    return f"{name}: final success per task", [*lines, NOTE], None
 
 
 def other_sets(runs):
     others = [run for run in runs if (run.task_set, run.reward) not in SETS]
     if not others:
-        raise r.Missing("no run on other tasks or rewards than D.5 to D.7; make one: python toppo_mt50.py --benchmark MT25")
+        command = "python toppo_mt50.py --benchmark MT25"
+        raise r.Missing(f"no run on other tasks or rewards than D.5 to D.7; make one: {command}")
     return table("Like Tables D.5 to D.7, other tasks or rewards", r.groups(others))
 
 

@@ -1,44 +1,63 @@
-"""Figures of gradients, from scalars and gradient dumps written here; expected numbers are worked out by hand."""
+"""Figures of gradients, from scalars and gradient dumps written here, and how dumps are made.
+
+Expected numbers are worked out by hand; dumps are held to what a run itself followed.
+"""
 
 import csv
 import json
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import fsolve
-from test_paper import cells, make, r, rows, run, write_run
+from test_paper import cells, item, make, r, row, rows, run, write_run
 
 ABC = ["a-v3", "b-v3", "c-v3"]
-# Of a first, a middle and a last dump: gradients of a, b and c, and PopArt's sigma.
-SKEWED = [[3, 0, 0], [0, 4, 0], [3, 4, 12]], [1, 2, 1]  # norms 3, 4, 13, raw 3, 16, 13; cosines 0, 3/13, 4/13
+
+# Of a first, a middle and a last dump: gradients of a, b and c, and PopArt's sigma
+SKEWED = [[3, 0, 0], [0, 4, 0], [3, 4, 12]], [1, 2, 1]  # norms 3, 4, 13, cosines 0, 3/13, 4/13
 ORTHOGONAL = [[1, 0, 0], [0, 2, 0], [0, 0, 4]], [1, 1, 1]
-CLOSE = [[1, 0, 0], [1, 1, 0], [1, 1, 1]], [1, 1, 10]  # cosines 1 / sqrt 2, 1 / sqrt 3, 2 / sqrt 6; raw norms 1, 1.41, 173
+CLOSE = [[1, 0, 0], [1, 1, 0], [1, 1, 1]], [1, 1, 10]  # cosines 1 / sqrt 2, 1 / sqrt 3, 2 / sqrt 6
 
 
 def write_dumps(path, *dumps):
-    """Gradient dumps of collects 0, 1.. at steps 0, 100.. from (critic gradients [K, D], sigma or None)."""
+    """Dumps of collects 0, 1.. at steps 0, 100.. from (critic gradients [K, D], sigma or None)."""
     (path / "gradients").mkdir()
     for i, (gradients, sigma) in enumerate(dumps):
         num_tasks = len(gradients)
-        popart = {} if sigma is None else {"popart_mu": np.zeros(num_tasks), "popart_sigma": np.array(sigma, float)}
-        np.savez_compressed(
-            path / f"gradients/collect_{i:05}.npz", tasks=np.array(ABC[:num_tasks]), collect=i, global_step=100 * i,
-            actor_gradients=np.arange(4.0 * num_tasks, dtype=np.float32).reshape(num_tasks, 4), **popart,
-            critic_gradients=np.array(gradients, np.float32), success_ema=np.zeros(num_tasks),
-            actor_weights=np.full(num_tasks, 1 / num_tasks), critic_weights=np.full(num_tasks, 1 / num_tasks))  # fmt: skip
+        arrays = {
+            "tasks": ABC[:num_tasks],
+            "collect": i,
+            "global_step": 100 * i,
+            "actor_gradients": np.arange(4 * num_tasks, dtype=np.float32).reshape(num_tasks, 4),
+            "critic_gradients": np.array(gradients, np.float32),
+            "actor_weights": np.full(num_tasks, 1 / num_tasks),
+            "critic_weights": np.full(num_tasks, 1 / num_tasks),
+        }
+        if sigma is not None:
+            arrays["popart_mu"] = np.zeros(num_tasks)
+            arrays["popart_sigma"] = np.array(sigma, float)
+        np.savez_compressed(path / f"gradients/collect_{i:05}.npz", **arrays)
     return path
 
 
 def curve(*values):
-    return dict(zip((100, 200, 300, 400), (*values, 1e9)))  # what comes after the last evaluation at 300 does not count
+    """At steps 100, 200 and 300; what comes after the last evaluation at 300 does not count."""
+    return dict(zip((100, 200, 300, 400), (*values, 1e9)))
 
 
 def scalars(critic, actor, ratio, cosine, sigma):
-    """{tag: {step: value}} with norms 1, 1, 2 of the actor's and 1, 2, 4 of the critic's gradients."""
-    found = {"gradients/critic_log10_norm_spread": curve(*critic), "gradients/actor_log10_norm_spread": curve(*actor),
-             "gradients/norm_ratio": curve(*ratio), "gradients/critic_mean_cosine": curve(*cosine),
-             "gradients/critic_top1_share": curve(0.9, 0.8, 0.7)}  # fmt: skip
+    """{tag: {step: value}}, the actor's norms 1, 1, 2 and the critic's 1, 2, 4."""
+    found = {
+        "gradients/critic_log10_norm_spread": curve(*critic),
+        "gradients/actor_log10_norm_spread": curve(*actor),
+        "gradients/critic_combined_norm": curve(*(4 * x for x in ratio)),
+        "gradients/actor_combined_norm": curve(4, 4, 4),
+        "gradients/critic_mean_cosine": curve(*cosine),
+        "gradients/critic_top1_share": curve(0.9, 0.8, 0.7),
+    }
     for k, task in enumerate(ABC):
         found[f"actor_gradient_norm/{task}"] = curve(*3 * [(1, 1, 2)[k]])
         found[f"critic_gradient_norm/{task}"] = curve(*3 * [(1, 2, 4)[k]])
@@ -49,211 +68,483 @@ def scalars(critic, actor, ratio, cosine, sigma):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two seeds of ln_popart.py and one each of popart.py, popart_fairgrad.py and vanilla_mtppo.py."""
-    folder, dumps = tmp_path_factory.mktemp("runs"), (SKEWED, ORTHOGONAL, CLOSE)
+    """Two seeds of ln_popart.py, one of popart.py, popart_fairgrad.py and vanilla_mtppo.py."""
+    folder = tmp_path_factory.mktemp("runs")
 
     def write(name, script, seed, *values):
         return write_run(folder / name, script, seed, {0: 0, 300: 0.5}, scalars(*values), ABC)
 
     write("a1", "ln_popart", 1, (1, 2, 3), (0, 1, 0), (0.1, 0.2, 0.4), (0.5, 0.4, 0.3), (1, 2, 0.5))
     write("a2", "ln_popart", 2, (1, 1, 2), (0, 1, 0), (0.3, 0.4, 0.8), (0.3, 0.2, 0.1), (1, 1, 1))
-    write_dumps(folder / "a2", ORTHOGONAL, CLOSE)
-    write_dumps(write("b", "popart", 1, (2, 2, 2), (0, 0, 0), (5, 6, 7), (0.9, 0.8, 0.7), (1, 1, 1)), *dumps)
-    write_dumps(write("c", "popart_fairgrad", 1, (0, 0, 0), (0, 0, 0), (1, 1, 1), (0, 0, 0), (1, 1, 1)), *dumps)
+    write("b", "popart", 1, (2, 2, 2), (0, 0, 0), (5, 6, 7), (0.9, 0.8, 0.7), (1, 1, 1))
+    write("c", "popart_fairgrad", 1, (0, 0, 0), (0, 0, 0), (1, 1, 1), (0, 0, 0), (1, 1, 1))
     write("d", "vanilla_mtppo", 1, (2, 2, 2), (1, 1, 1), (3, 3, 3), (0, 0, 0), None)
+    write_dumps(folder / "a2", ORTHOGONAL, CLOSE)
+    write_dumps(folder / "b", SKEWED, ORTHOGONAL, CLOSE)
+    write_dumps(folder / "c", SKEWED, ORTHOGONAL, CLOSE)
     return folder
 
 
 def test_figure_2(runs, tmp_path):
-    """ln_popart.py: spreads 10, 100, 1000 and 10, 10, 100; norms times sigma^2: 1, 8, 1 and 1, 2, 4, spreads 8 and 4."""
+    """ln_popart.py has spreads 10, 100, 1000 and 10, 10, 100.
+
+    Its norms times sigma^2 are 1, 8, 1 and 1, 2, 4, spreads 8 and 4.
+    """
     lines = make("figure_2", [runs], tmp_path)
-    critic, actor = "10 → 55 → 550", "1 → 10 → 1"
-    assert cells(lines, "+LN-c +PopArt") == ["2", critic, "6 → 6 → 6", actor, "10 → 5.5 → 550", "0.2 → 0.3 → 0.6"]
-    assert cells(lines, "Vanilla MT-PPO") == ["1", "100 → 100 → 100", "–", "10 → 10 → 10", "10 → 10 → 10", "3 → 3 → 3"]
+    first, *others = rows(lines, "+LN-c +PopArt")
+    assert not others
+    n, critic, raw, actor, critic_to_actor, ratio = first
+    assert (n, critic, raw, actor) == ("2", "10 → 55 → 550", "6 → 6 → 6", "1 → 10 → 1")
+    assert (critic_to_actor, ratio) == ("10 → 5.5 → 550", "0.2 → 0.3 → 0.6")
+    ten = "10 → 10 → 10"
+    assert row(lines, "Vanilla MT-PPO") == f"1 | 100 → 100 → 100 | – | {ten} | {ten} | 3 → 3 → 3"
+
     figure = import_module("figure_2_d2_norm_spread").figure_2(r.load_runs([runs]))[2]
-    solid, dotted = ([x for x in figure.axes[0].lines if x.get_color() == r.COLORS["ln_popart"]][i] for i in (0, 1))
-    np.testing.assert_allclose(solid.get_data(), [[1e-4, 2e-4, 3e-4], [1, 1.5, 2.5]])  # log10, the mean of two seeds
+    color = r.COLORS["ln_popart"]
+    solid, dotted = [line for line in figure.axes[0].lines if line.get_color() == color]
+    log10_mean = [1, 1.5, 2.5]  # of two seeds
+    np.testing.assert_allclose(solid.get_data(), [[1e-4, 2e-4, 3e-4], log10_mean])
     np.testing.assert_allclose(dotted.get_ydata(), 3 * [np.log10(np.sqrt(8 * 4))])
     r.plt.close(figure)
 
 
 def test_figure_d2(runs, tmp_path):
-    lines = make("figure_d2", [runs], tmp_path)
-    sides = [("actor", "2 → 2 → 2"), ("critic", "4 → 4 → 4"), ("critic × σ²", "6 → 6 → 6")]
-    assert rows(lines, "MT10, V2, 0.0003 M steps") == [["+LN-c +PopArt", "2", *side] for side in sides]
-    lines = make("figure_d2", [runs / "d"], tmp_path)
-    assert rows(lines, "MT10, V2, 0.0003 M steps") == [["Vanilla MT-PPO", "1", *side] for side in sides[:2]]
+    sides = [["actor", "2 → 2 → 2"], ["critic", "4 → 4 → 4"], ["critic × σ²", "6 → 6 → 6"]]
+    found = rows(make("figure_d2", [runs], tmp_path), "MT10, V2, 0.0003 M steps")
+    assert found == [["+LN-c +PopArt", "2", *side] for side in sides]
+    found = rows(make("figure_d2", [runs / "d"], tmp_path), "MT10, V2, 0.0003 M steps")
+    assert found == [["Vanilla MT-PPO", "1", *side] for side in sides[:2]]
 
 
 def test_figures_3_and_d1(runs, tmp_path):
-    """Mean cosines: 7 / 39, 0 and (0.707 + 0.577 + 0.816) / 3. The columns with LN-c are of the seed that has dumps, two: beside
-    them the columns without show these two steps only."""
+    """Mean cosines: 7 / 39, 0 and (0.707 + 0.577 + 0.816) / 3.
+
+    The columns with LN-c are of the seed that has dumps, two: beside them the columns without show
+    these two steps only.
+    """
     lines = make("figure_d1", [runs / "b"], tmp_path)
-    skewed = ["+PopArt", "b", "early", "0 M", "0.179"]
-    assert rows(lines, "no LN") == [
-        ["raw", *skewed, "13", "5.33"], ["PopArt", *skewed, "4", "4.33"],
-        ["raw", "+PopArt", "b", "middle", "0.0001 M", "0.000", "2", "4"],
-        ["PopArt", "+PopArt", "b", "middle", "0.0001 M", "0.000", "2", "4"],
-        ["raw", "+PopArt", "b", "late", "0.0002 M", "0.700", "1.41", "173"],
-        ["PopArt", "+PopArt", "b", "late", "0.0002 M", "0.700", "1.41", "1.73"]]  # fmt: skip
+    early = "+PopArt | b | early | 0 M | 0.179"
+    middle = "+PopArt | b | middle | 0.0001 M | 0.000 | 2 | 4"
+    late = "+PopArt | b | late | 0.0002 M | 0.700 | 1.41"
+    assert [" | ".join(found) for found in rows(lines, "no LN")] == [
+        f"raw | {early} | 13 | 5.33",
+        f"PopArt | {early} | 4 | 4.33",
+        f"raw | {middle}",
+        f"PopArt | {middle}",
+        f"raw | {late} | 173",
+        f"PopArt | {late} | 1.73",
+    ]
+
     lines = make("figure_d1", [runs], tmp_path)
-    stages = [(label, *stage) for stage in (("early", "0 M"), ("late", "0.0001 M")) for label in ("raw", "PopArt")]
-    assert [row[:5] for row in rows(lines, "LN-c")] == [[label, "+LN-c +PopArt", "a2", *stage] for label, *stage in stages]
-    assert [row[:5] for row in rows(lines, "no LN")] == [[label, "+PopArt", "b", *stage] for label, *stage in stages]
+    for critic, source in (("LN-c", ["+LN-c +PopArt", "a2"]), ("no LN", ["+PopArt", "b"])):
+        assert [found[:5] for found in rows(lines, critic)] == [
+            ["raw", *source, "early", "0 M"],
+            ["PopArt", *source, "early", "0 M"],
+            ["raw", *source, "late", "0.0001 M"],
+            ["PopArt", *source, "late", "0.0001 M"],
+        ]
     assert not any("Not shown" in line for line in lines)
+
     lines = make("figure_3", [runs], tmp_path)
-    assert rows(lines, "no LN") == [["raw", *skewed, "13", "5.33"], ["PopArt", *skewed, "4", "4.33"]]
+    found = [" | ".join(found) for found in rows(lines, "no LN")]
+    assert found == [f"raw | {early} | 13 | 5.33", f"PopArt | {early} | 4 | 4.33"]
     assert len(rows(lines, "LN-c")) == 2
 
 
+def heatmaps(paths, **kwargs):
+    return import_module("figure_3_d1_critic_grams").heatmaps("", r.load_runs(paths), **kwargs)
+
+
 def test_figures_3_and_d1_want_equal_steps(tmp_path):
-    later = write_dumps(write_run(tmp_path / "later", "ln_popart", 1, {0: 0}, tasks=ABC), ORTHOGONAL, CLOSE)
+    later = write_run(tmp_path / "later", "ln_popart", 1, {0: 0}, tasks=ABC)
+    write_dumps(later, ORTHOGONAL, CLOSE)
     (later / "gradients/collect_00000.npz").unlink()
-    first = write_dumps(write_run(tmp_path / "first", "popart", 1, {0: 0}, tasks=ABC), ORTHOGONAL)
+    first = write_run(tmp_path / "first", "popart", 1, {0: 0}, tasks=ABC)
+    write_dumps(first, ORTHOGONAL)
     with pytest.raises(r.Missing, match="no gradient dumps at equal steps: .*first and .*later"):
-        import_module("figure_3_d1_critic_grams").heatmaps("", r.load_runs([later, first]), early_only=False)
+        heatmaps([later, first], early_only=False)
 
 
 def test_figure_3_draws_tasks_by_raw_norm(runs):
     """Raw norms 3, 16, 13: the order is b, c, a."""
-    title, _, figure = import_module("figure_3_d1_critic_grams").heatmaps("", r.load_runs([runs / "b"]), early_only=True)
+    figure = heatmaps([runs / "b"], early_only=True)[2]
     raw, popart = figure.axes[:2]
     assert raw.get_title() == "no LN, raw\nearly, 0 M steps"
-    for axis in raw, popart:
-        cosines = axis.images[0].get_array()
+    expected = [[1, 4 / 13, 0], [4 / 13, 1, 3 / 13], [0, 3 / 13, 1]]
+    for axis, norms in ((raw, [1, 13 / 16, 3 / 16]), (popart, [4 / 13, 1, 3 / 13])):
+        cosines, scale = [image.get_array() for image in axis.images]
         assert cosines.mask.diagonal().all()
-        np.testing.assert_allclose(cosines.filled(1), [[1, 4 / 13, 0], [4 / 13, 1, 3 / 13], [0, 3 / 13, 1]])
-    np.testing.assert_allclose(raw.images[1].get_array().diagonal(), np.log10([1, 13 / 16, 3 / 16]))
-    np.testing.assert_allclose(popart.images[1].get_array().diagonal(), np.log10([4 / 13, 1, 3 / 13]))
+        np.testing.assert_allclose(cosines.filled(1), expected)
+        np.testing.assert_allclose(scale.diagonal(), np.log10(norms))
     r.plt.close(figure)
 
 
 def test_figure_3_without_popart_shows_raw_gradients_only(tmp_path):
-    vanilla = write_dumps(write_run(tmp_path / "vanilla", "vanilla_mtppo", 1, {0: 0}, tasks=ABC), (SKEWED[0], None))
-    lines = make("figure_3", [vanilla], tmp_path)
-    assert rows(lines, "no LN") == [["raw", "Vanilla MT-PPO", "vanilla", "only", "0 M", "0.179", "4", "4.33"]]
+    path = write_run(tmp_path / "vanilla", "vanilla_mtppo", 1, {0: 0}, tasks=ABC)
+    write_dumps(path, (SKEWED[0], None))
+    lines = make("figure_3", [path], tmp_path)
+    expected = "raw | Vanilla MT-PPO | vanilla | only | 0 M | 0.179 | 4 | 4.33"
+    assert row(lines, "no LN") == expected
     (absent,) = [line for line in lines if line.startswith("Not shown")]
-    assert "columns with LN-c" in absent and "python ablations/ln_popart.py --benchmark MT10 --dump-gradients-every 10" in absent
+    assert "columns with LN-c" in absent
+    train = "python ablations/ln_popart.py --benchmark MT10 --keep-checkpoints-every 10"
+    assert f"{train} --run-dir runs/NAME, then python paper/dump_gradients.py runs/NAME" in absent
 
 
 def test_figure_d3(runs, tmp_path):
-    """Top-1 under the mean: 13 / 20, 4 / 7, sqrt 3 / (1 + sqrt 2 + sqrt 3); under FairGrad: 1 / 3 where orthogonal."""
+    """Top-1 under the mean: 13 / 20, 4 / 7, sqrt 3 / (1 + sqrt 2 + sqrt 3).
+
+    Under FairGrad: 1 / 3 where orthogonal.
+    """
     lines = make("figure_d3", [runs], tmp_path)
-    found = {row[0]: row[1:] for row in rows(lines, "MT10, V2, 0.0003 M steps")}
-    assert found["+LN-c +PopArt"] == ["2", "0.400 → 0.300 → 0.200", "0.900 → 0.800 → 0.700"]
-    assert found["Vanilla MT-PPO"] == ["1", "0.000 → 0.000 → 0.000", "0.900 → 0.800 → 0.700"]
-    (first, middle, last) = [row for row in rows(lines, "+PopArt +FG-c") if row[0] == "c"]
+    found = {method: numbers for method, *numbers in rows(lines, "MT10, V2, 0.0003 M steps")}
+    shares = "0.900 → 0.800 → 0.700"
+    assert found["+LN-c +PopArt"] == ["2", "0.400 → 0.300 → 0.200", shares]
+    assert found["Vanilla MT-PPO"] == ["1", "0.000 → 0.000 → 0.000", shares]
+    first, middle, last = [x for x in rows(lines, "+PopArt +FG-c") if x[0] == "c"]
     assert first[:4] == ["c", "0 M", "0.179", "0.650"]
     assert middle == ["c", "0.0001 M", "0.000", "0.571", "0.333"]
     assert last[:4] == ["c", "0.0002 M", "0.700", "0.418"]
-    for (gradients, _), row in (SKEWED, first), (CLOSE, last):
+    for (gradients, _), found in ((SKEWED, first), (CLOSE, last)):
         G = np.array(gradients) @ np.transpose(gradients)
-        mass = fsolve(lambda w, G=G: w * (G @ w) - 1, 1 / np.sqrt(np.diag(G)), xtol=1e-12) * np.sqrt(np.diag(G))
-        assert row[4] == f"{mass.max() / mass.sum():.3f}"
+        norms = np.sqrt(np.diag(G))
+        mass = norms * fsolve(lambda w, G=G: w * (G @ w) - 1, 1 / norms, xtol=1e-12)
+        assert found[4] == f"{mass.max() / mass.sum():.3f}"
+
+
+def test_figure_d3_draws_each_cell_in_its_style(runs):
+    figure = import_module("figure_d3_ln_fairgrad").figure_d3(r.load_runs([runs]))[2]
+    lines = {line.get_label(): line for axis in figure.axes for line in axis.lines}
+    r.plt.close(figure)
+    styles = {name: (line.get_color(), line.get_linestyle()) for name, line in lines.items()}
+    assert styles == {
+        "no LN, mean (n = 1)": ("#000000", "-"),
+        "LN-c, mean (n = 2)": ("#0072B2", "-"),
+        "no LN, FG-c (n = 1)": ("#000000", "--"),
+    }
 
 
 def test_figure_d4(runs, tmp_path):
-    """9 w (G w) of the mean: 18, 32, 194, raw 18, 320, 242; 1, 4, 16 both; 3, 5, 6, raw 102, 203, 30300. The ratios of the
-    largest to the smallest have the medians 10.8 and, raw, 17.8."""
+    """9 w (G w) of the mean: 18, 32, 194, raw 18, 320, 242; 1, 4, 16 both; 3, 5, 6, raw 102, 203
+    and 30300. The ratios of largest to smallest have the medians 10.8 and, raw, 17.8."""
     lines = make("figure_d4", [runs], tmp_path)
     name, dumps, raw, popart, *errors, fallbacks = cells(lines, "+PopArt +FG-c")
     assert (name, dumps, raw, popart, fallbacks) == ("c", "3, 0 M to 0.0002 M", "17.8", "10.8", "0")
-    assert all(float(error) < 1e-12 for error in errors) and len(errors) == 3
-    assert all(line.count("|") == 10 for line in lines if line.startswith("| "))  # no | inside a cell
+    assert len(errors) == 3
+    assert all(float(error) < 1e-12 for error in errors)
+    bars = {line.count("|") for line in lines if line.startswith("| ")}
+    assert bars == {10}  # none inside a cell
+
     figure = import_module("figure_d4_contributions").figure_d4(r.load_runs([runs]))[2]
     a, b, c, d = figure.axes
     assert figure.get_suptitle() == "+PopArt +FG-c, MT10, V2, seed 1"
-    np.testing.assert_allclose(a.lines[0].get_data(), [[0, 1e-4, 2e-4], [18 / 9, 1 / 9, 102 / 9]], rtol=1e-6)
+    steps, contributions = a.lines[0].get_data()
+    np.testing.assert_allclose(steps, [0, 1e-4, 2e-4])
+    np.testing.assert_allclose(contributions, [18 / 9, 1 / 9, 102 / 9], rtol=1e-6)
     np.testing.assert_allclose(b.lines[0].get_ydata(), [18 / 9, 1 / 9, 3 / 9], rtol=1e-6)
-    assert all(np.allclose(line.get_ydata(), 1, atol=1e-12) for axis in (c, d) for line in axis.lines if line.get_marker() == ".")
+    for line in [*c.lines, *d.lines]:
+        if line.get_marker() == ".":
+            np.testing.assert_allclose(line.get_ydata(), 1, atol=1e-12)
     r.plt.close(figure)
 
 
 def test_figure_d4_with_opposed_and_zero_gradients(tmp_path):
-    """9 w (G w) of the mean: 1 - 3 = -2, -3 + 10 = 7 and 0: a cross at 2 / 9. FairGrad: two tasks share, the norm is sqrt 2."""
+    """9 w (G w) of the mean: 1 - 3 = -2, -3 + 10 = 7 and 0: a cross at 2 / 9.
+
+    FairGrad: two tasks share, the norm is sqrt 2.
+    """
     path = write_run(tmp_path / "run", "popart_fairgrad", 1, {0: 0}, tasks=ABC)
     write_dumps(path, ([[1, 0], [-3, 1], [0, 0]], [1, 1, 1]))
-    _, dumps, raw, popart, *errors, fallbacks = cells(make("figure_d4", [path], tmp_path), "+PopArt +FG-c")
+    lines = make("figure_d4", [path], tmp_path)
+    _, dumps, raw, popart, *errors, fallbacks = cells(lines, "+PopArt +FG-c")
     assert (dumps, raw, popart, fallbacks) == ("1, 0 M to 0 M", "3.5", "3.5", "0")
     assert all(float(error) < 1e-12 for error in errors)
     figure = import_module("figure_d4_contributions").figure_d4(r.load_runs([path]))[2]
-    (cross,) = [line for line in figure.axes[0].lines if line.get_marker() == "x" and len(line.get_xdata())]
-    np.testing.assert_allclose(cross.get_ydata(), [2 / 9])
+    crosses = [line.get_ydata() for line in figure.axes[0].lines if line.get_marker() == "x"]
+    (cross,) = [y for y in crosses if len(y)]
+    np.testing.assert_allclose(cross, [2 / 9])
     r.plt.close(figure)
 
 
 def test_gram_is_summed_in_fp64_over_blocks():
     gradients = np.random.default_rng(0).normal(size=(3, 70_000)).astype(np.float32)
-    expected = [[sum(map(float.__mul__, x.tolist(), y.tolist())) for y in gradients] for x in gradients]
+    lists = gradients.tolist()
+    expected = [[sum(map(float.__mul__, x, y)) for y in lists] for x in lists]
     np.testing.assert_allclose(r.gram(gradients), expected, rtol=1e-10)
 
 
 def test_a_compact_run_gives_the_same_figures(runs, tmp_path):
-    process = run("compact.py", runs / "a1", runs / "a2", runs / "b", runs / "c", runs / "d", "--out", tmp_path / "small")
+    small = tmp_path / "small"
+    paths = [runs / name for name in ("a1", "a2", "b", "c", "d")]
+    process = run("compact.py", *paths, "--out", small)
     assert process.returncode == 0, process.stderr
-    assert not any((tmp_path / "small").rglob("events*"))
-    for name in "figure_2", "figure_d2", "figure_3", "figure_d1", "figure_d3", "figure_d4", "table_2":
-        assert make(name, [tmp_path / "small"], tmp_path / "out") == make(name, [runs], tmp_path / "out")
-    a2 = tmp_path / "small/a2"
+    names = ["figure_2", "figure_d2", "figure_3", "figure_d1", "figure_d3", "figure_d4", "table_2"]
+    for name in names:
+        assert item(name, [small])[1] == item(name, [runs])[1]
+    a2 = small / "a2"
     assert sorted(x.relative_to(a2).as_posix() for x in a2.rglob("*.*")) == [
-        "args.json", "evals.csv", "gradients/collect_00000.npz", "gradients/collect_00001.npz", "scalars.csv"]  # fmt: skip
+        "args.json",
+        "evals.csv",
+        "gradients/collect_00000.npz",
+        "gradients/collect_00001.npz",
+        "scalars.csv",
+    ]
     written = list(csv.DictReader(open(a2 / "scalars.csv")))
-    assert {"step": "200", "tag": "gradients/norm_ratio", "value": "0.4"} in written
+    assert {"step": "200", "tag": "gradients/critic_combined_norm", "value": "1.6"} in written
     assert len(written) == 4 * len(scalars(*4 * [[0]], (1, 1, 1)))
     with np.load(a2 / "gradients/collect_00001.npz", allow_pickle=False) as dump:
-        assert sorted(dump) == ["actor_gram", "actor_weights", "collect", "critic_gram", "critic_weights", "global_step",
-                                "popart_mu", "popart_sigma", "success_ema", "tasks"]  # fmt: skip
+        scalar = {"tasks", "collect", "global_step", "popart_mu", "popart_sigma"}
+        sides = {"actor_gram", "actor_weights", "critic_gram", "critic_weights"}
+        assert set(dump) == scalar | sides
         np.testing.assert_array_equal(dump["critic_gram"], [[1, 1, 1], [1, 2, 2], [1, 2, 3]])
-        np.testing.assert_array_equal(dump["actor_gram"][0], [14, 38, 62])  # (0, 1, 2, 3) with (4, 5, 6, 7) and (8, 9, 10, 11)
-        assert dump["actor_gram"].dtype == np.float64 and dump["tasks"].tolist() == ABC
+        # (0, 1, 2, 3) with itself, (4, 5, 6, 7) and (8, 9, 10, 11)
+        np.testing.assert_array_equal(dump["actor_gram"][0], [14, 38, 62])
+        assert dump["actor_gram"].dtype == np.float64
+        assert dump["tasks"].tolist() == ABC
 
 
-def test_compact_leaves_out_paths_and_writes_over_no_run(tmp_path):
-    path = write_run(tmp_path / "x/same", "ln", 1, {0: 0}, {"losses/value": {100: 1.0}}, run_dir="/somewhere", resume="/else")
+def test_compact_leaves_out_paths_and_keeps_what_made_the_run(tmp_path):
+    made = {"commit": "abc", "edits": "a diff", "packages": {"torch": "2"}}
+    paths = {"run_dir": "/somewhere", "resume": "/else"}
+    scalars = {"losses/value": {100: 1.0}}
+    path = write_run(tmp_path / "run", "ln", 1, {0: 0}, scalars, **paths, **made)
+    before = json.loads((path / "args.json").read_text())
     assert run("compact.py", path, "--out", tmp_path / "small").returncode == 0
-    args = json.loads((tmp_path / "small/same/args.json").read_text())
-    assert (args["run_dir"], args["resume"], args["script"], args["seed"]) == (None, None, "ln", 1)
+    after = json.loads((tmp_path / "small/run/args.json").read_text())
+    assert after == before | {"run_dir": None, "resume": None}
+
+
+def test_compact_writes_over_no_run(tmp_path, monkeypatch, capsys):
+    path = write_run(tmp_path / "x/same", "ln", 1, {0: 0}, {"losses/value": {100: 1.0}})
     twin = write_run(tmp_path / "y/same", "ln", 2, {0: 0}, {"losses/value": {100: 1.0}})
+    other = tmp_path / "other"
     for arguments, message in [
         ([path, "--out", path.parent], f"{path}: would be written over a run"),
-        ([path, twin, "--out", tmp_path / "other"], f"{twin}: another of the runs has this name"),
-        (["--out", tmp_path / "other"], "no runs given; expected run directories: python paper/compact.py"),
+        ([path, twin, "--out", other], f"{twin}: another of the runs has this name"),
+        (["--out", other], "no runs given; expected run directories: python paper/compact.py"),
+        ([path, "--out", other, "--actor"], f"{path}: --actor wants a whole checkpoint.pt"),
     ]:
-        process = run("compact.py", *arguments)
-        assert process.returncode == 2 and process.stderr.count("\n") == 1
-        assert process.stderr.startswith(f"compact.py: error: {message}")
+        monkeypatch.setattr("sys.argv", ["paper/compact.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            import_module("compact").main()
+        error = capsys.readouterr().err
+        assert end.value.code == 2
+        assert error.count("\n") == 1
+        assert error.startswith(f"compact.py: error: {message}")
 
 
 def test_missing_scalars_and_dumps(tmp_path):
     bare = write_run(tmp_path / "bare", "ln", 1, {0: 0, 300: 0.5}, tasks=ABC)
-    with pytest.raises(r.Missing, match="bare: neither TensorBoard events nor scalars.csv; .*: python ablations/ln.py$"):
+    lack = "bare: neither TensorBoard events nor scalars.csv; .*: python ablations/ln.py$"
+    with pytest.raises(r.Missing, match=lack):
         make("figure_2", [bare], tmp_path)
-    some = write_run(tmp_path / "some", "ln", 2, {0: 0, 300: 0.5}, {"gradients/norm_ratio": {100: 1.0}}, tasks=ABC)
-    with pytest.raises(r.Missing, match="some: nothing logged as gradients/critic_log10_norm_spread, .* --resume "):
+    logged = {"losses/value": {100: 1.0}}
+    some = write_run(tmp_path / "some", "ln", 2, {0: 0, 300: 0.5}, logged, ABC)
+    lack = "some: nothing logged as gradients/critic_log10_norm_spread, .* --run-dir .*some$"
+    with pytest.raises(r.Missing, match=lack):
         make("figure_2", [some], tmp_path)
-    with pytest.raises(r.Missing, match="no gradient dumps for the contributions, .* --dump-gradients-every 10$"):
+    lack = "no gradient dumps for the contributions, .* --keep-checkpoints-every 10 .*"
+    with pytest.raises(r.Missing, match=lack):
         make("figure_d4", [bare], tmp_path)
-    cut = write_dumps(write_run(tmp_path / "cut", "popart", 1, {0: 0}, tasks=ABC), SKEWED) / "gradients/collect_00000.npz"
-    cut.write_bytes(cut.read_bytes()[:500])
-    with pytest.raises(r.Missing, match="00000.npz: no gradient dump as --dump-gradients-every N writes it .*; delete it$"):
-        make("figure_d4", [tmp_path / "cut"], tmp_path)
+    cut = write_dumps(write_run(tmp_path / "cut", "popart", 1, {0: 0}, tasks=ABC), SKEWED)
+    file = cut / "gradients/collect_00000.npz"
+    file.write_bytes(file.read_bytes()[:500])
+    lack = "00000.npz: no gradient dump as dump_gradients.py writes it .*; delete it$"
+    with pytest.raises(r.Missing, match=lack):
+        make("figure_d4", [cut], tmp_path)
 
 
 def test_overview(tmp_path):
-    """Row sums of G with equal weights: 1, 4, 16 and 18, 32, 194 of vanilla's dumps, 3, 5, 6 of TOPPO's; that at 200 is late."""
+    """Row sums of G with equal weights: 1, 4, 16 and 18, 32, 194 of vanilla's dumps and 3, 5, 6 of
+    TOPPO's; those at step 200 are later than the evaluation."""
     success = {"vanilla_mtppo": [0.2, 0, 0.5], "toppo_mt50": [1, 0.6, 0.4]}
     for script, rates in success.items():
         write_run(tmp_path / script, script, 1, {0: 0, 150: rates}, None, ABC)
     write_dumps(tmp_path / "vanilla_mtppo", ORTHOGONAL, SKEWED, CLOSE)
     write_dumps(tmp_path / "toppo_mt50", CLOSE, CLOSE, SKEWED)
     title, lines, figure = import_module("overview").overview(r.load_runs([tmp_path]))
-    assert cells(lines, "a-v3") == ["6.1", "21.4", "20.0", "100.0"]
-    assert cells(lines, "b-v3") == ["16.1", "35.7", "0.0", "60.0"]
-    assert cells(lines, "c-v3") == ["77.8", "42.9", "50.0", "40.0"]
-    assert [line.split("|")[1].strip() for line in lines[-4:-1]] == ["a-v3", "c-v3", "b-v3"]  # by success of both together
+    assert row(lines, "a-v3") == "6.1 | 21.4 | 20.0 | 100.0"
+    assert row(lines, "b-v3") == "16.1 | 35.7 | 0.0 | 60.0"
+    assert row(lines, "c-v3") == "77.8 | 42.9 | 50.0 | 40.0"
+    by_success = [line.split("|")[1].strip() for line in lines[-4:-1]]  # of both together
+    assert by_success == ["a-v3", "c-v3", "b-v3"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "c", "b"]
-    widths = [bar.get_width() for bars in figure.axes[1].containers for bar in bars]
-    np.testing.assert_allclose(widths, [20, 50, 0, 100, 40, 60])
+    bars = [bar for drawn in figure.axes[1].containers for bar in drawn]
+    np.testing.assert_allclose([bar.get_width() for bar in bars], [20, 50, 0, 100, 40, 60])
+    middles = [bar.get_y() + bar.get_height() / 2 for bar in bars]
+    np.testing.assert_allclose(middles, [0.2, -0.8, -1.8, -0.2, -1.2, -2.2])
     r.plt.close(figure)
     with pytest.raises(r.Missing, match="no run of vanilla_mtppo.py"):
         import_module("overview").overview(r.load_runs([tmp_path / "toppo_mt50"]))
+
+
+# How dumps are made.
+
+SMALL = {
+    "tasks": ("reach-v3", "push-v3", "door-open-v3"),
+    "num_steps": 500,
+    "update_epochs": 2,
+    "num_minibatches": 2,
+    "hidden_sizes": (32, 32),
+    "total_timesteps": 4500,
+    "eval_episodes": 1,
+    "eval_interval": 4500,
+    "keep_checkpoints_every": 1,
+    "torch_threads": 1,
+    "num_workers": 1,
+    "cuda": False,
+}
+
+
+def train(script, run_dir):
+    """A run of three collects. Returns what it followed in the first minibatch of each.
+
+    Of both sides it is the tasks' gradients, "actor" and "critic", and the combined gradient before
+    the clip, "actor_d" and "critic_d".
+    """
+    followed = []
+
+    def update(*args):
+        followed.append({})
+        return original["update"](*args)
+
+    def per_task_gradients(loss, *args):
+        gradients, metrics = original["per_task_gradients"](loss, *args)
+        side = "actor" if loss is script.policy_loss else "critic"
+        followed[-1].setdefault(side, gradients.shared.numpy().copy())
+        return gradients, metrics
+
+    def clip_grad_norm_(parameters, max_norm):
+        side = "actor" if parameters[0] is agents[-1].actor[0].weight else "critic"
+        shared = list(getattr(agents[-1], side).parameters())
+        d = np.concatenate([p.grad.flatten().numpy() for p in shared])
+        followed[-1].setdefault(f"{side}_d", d)
+        return original["clip_grad_norm_"](parameters, max_norm)
+
+    def agent(*args):
+        agents.append(original["Agent"](*args))
+        return agents[-1]
+
+    agents = []
+    patches = {
+        "update": update,
+        "per_task_gradients": per_task_gradients,
+        "clip_grad_norm_": clip_grad_norm_,
+        "Agent": agent,
+    }
+    original = {name: getattr(script, name) for name in patches}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, function in patches.items():
+            monkeypatch.setattr(script, name, function)
+        script.main(script.Args(**SMALL, run_dir=str(run_dir)), None)
+    return followed
+
+
+@pytest.fixture(scope="module")
+def toppo(tmp_path_factory):
+    """A run of toppo_mt50.py and what it followed."""
+    path = tmp_path_factory.mktemp("dumps") / "toppo"
+    return path, train(import_module("toppo_mt50"), path)
+
+
+def check_dumps(path, followed):
+    """The dumps of a run hold what the run itself followed: the gradients to the bit."""
+    for collect, expected in enumerate(followed):
+        with np.load(path / f"gradients/collect_{collect:05}.npz", allow_pickle=False) as dump:
+            assert dump["tasks"].tolist() == list(SMALL["tasks"])
+            assert (dump["collect"], dump["global_step"]) == (collect, 1500 * collect)
+            for side in ("actor", "critic"):
+                J = dump[f"{side}_gradients"]
+                w = dump[f"{side}_weights"]
+                assert (J.dtype, w.dtype) == (np.float32, np.float64)
+                np.testing.assert_array_equal(J, expected[side])
+                d = expected[f"{side}_d"]
+                np.testing.assert_allclose(w @ J, d, atol=1e-6 * np.abs(d).max())
+
+
+def test_dumps_are_what_the_run_followed(toppo):
+    path, followed = toppo
+    import_module("dump_gradients").dump_run(path, [0, 1])
+    files = [path / f"gradients/collect_{collect:05}.npz" for collect in range(4)]
+    assert [file.exists() for file in files] == [True, True, False, False]
+    written = [file.stat().st_mtime_ns for file in files[:2]]
+
+    process = run("dump_gradients.py", path)
+    assert process.returncode == 0, process.stderr
+    assert [file.stat().st_mtime_ns for file in files[:2]] == written
+    lines = process.stdout.splitlines()
+    assert lines[:2] == [f"{file} is there already" for file in files[:2]]
+    assert lines[2] == f"{path}/checkpoint_00002.pt: playing the next 1,500 steps"
+    assert lines[3].startswith(f"wrote {files[2]}, ")
+    assert len(followed) == 3
+    check_dumps(path, followed)
+
+    # PopArt's statistics, with which the returns of this collect are normalised
+    for collect in range(3):
+        after = torch.load(path / f"checkpoint_{collect + 1:05}.pt", weights_only=True)["agent"]
+        with np.load(files[collect], allow_pickle=False) as dump:
+            np.testing.assert_array_equal(dump["popart_mu"], after["popart.mu"])
+            np.testing.assert_array_equal(dump["popart_sigma"], after["popart.sigma"])
+        dump = r.read_dump(files[collect])
+        J = followed[collect]["critic"].astype(float)
+        np.testing.assert_allclose(dump.critic_gram, J @ J.T)
+        assert dump.step == 1500 * collect
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["vanilla_mtppo", "ln_popart_cagrad_cagrad", "toppo_popart_ema"])
+def test_dumps_of_other_scripts(name, tmp_path):
+    script = import_module(name)
+    followed = train(script, tmp_path / name)
+    process = run("dump_gradients.py", tmp_path / name)
+    assert process.returncode == 0, process.stderr
+    check_dumps(tmp_path / name, followed)
+    with np.load(tmp_path / name / "gradients/collect_00001.npz", allow_pickle=False) as dump:
+        assert ("popart_sigma" in dump) == ("popart" in name)
+
+
+def test_what_cannot_be_dumped_is_said(toppo, tmp_path, capsys):
+    dump_run = import_module("dump_gradients").dump_run
+    path, _ = toppo
+    new = write_run(tmp_path / "new", "ln", 1, {0: 0})
+    unknown = write_run(tmp_path / "unknown", "mine", 1, {0: 0})
+    cut = write_run(tmp_path / "cut", "toppo_mt50", 1, {0: 0})
+    content = (path / "checkpoint_00001.pt").read_bytes()
+    (cut / "checkpoint_00001.pt").write_bytes(content[:5000])
+    for run_dir, collects, message in [
+        (tmp_path, (), f"{tmp_path}: no run directory"),
+        (unknown, (), f"{unknown}: a run of mine.py, which is none of the repository's scripts"),
+        (new, (), f"{new}: no kept checkpoints; a run with --keep-checkpoints-every 10 has them"),
+        (path, (7,), f"{path}: no checkpoint_00007.pt; expected --collects among 0 1 2 3"),
+        (cut, (1,), f"{cut}/checkpoint_00001.pt is not a whole checkpoint of toppo_mt50.py"),
+    ]:
+        with pytest.raises(SystemExit) as end:
+            dump_run(run_dir, collects)
+        error = capsys.readouterr().err
+        assert end.value.code == 2
+        assert error.count("\n") == 1
+        assert message in error
+    assert not (cut / "gradients").exists()
+
+
+def test_compact_with_the_actor(toppo, tmp_path):
+    """actor.pt has what enjoy.py plays: the mean action is that of the run's agent."""
+    path, _ = toppo
+    process = run("compact.py", path, "--out", tmp_path, "--actor")
+    assert process.returncode == 0, process.stderr
+    small = tmp_path / path.name
+    kept = torch.load(small / "actor.pt", weights_only=True)
+    checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
+    assert kept["script"] == "toppo_mt50"
+    assert kept["args"] == checkpoint["args"]
+    script = import_module("toppo_mt50")
+    agent, restored = (script.Agent(3, (32, 32)) for _ in range(2))
+    agent.load_state_dict(checkpoint["agent"])
+    restored.actor.load_state_dict(kept["actor"])
+    obs = torch.randn(5, 42)
+    assert torch.equal(agent.actor(obs), restored.actor(obs))
+    assert torch.equal(agent.log_std, kept["log_std"])
+    assert (small / "actor.pt").stat().st_size < Path(path, "checkpoint.pt").stat().st_size / 3
+    args = json.loads((small / "args.json").read_text())
+    assert {"commit", "edits", "packages"} <= set(args)
+    assert r.read_run(small).success.shape == r.read_run(path).success.shape
