@@ -51,8 +51,8 @@ MISTAKES = {  # name: (what stands in the scripts, what the mistake puts there)
     "advantages normalised over all tasks at once": (
         "            mb = {name: x[task, index] for name, x in samples.items()}  # [K, n, ...]\n",
         "            mb = {name: x[task, index] for name, x in samples.items()}  # [K, n, ...]\n"
-        '            everyone = mb["advantages"]\n'
-        '            mb["advantages"] = everyone - everyone.mean()\n',
+        '            x = mb["advantages"]\n'
+        '            mb["advantages"] = (x - x.mean()) / x.std(correction=0)\n',
         "    advantages = (advantages - advantages.mean())"
         " / (advantages.std(correction=0) + 1e-8)\n",
         "",

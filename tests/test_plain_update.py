@@ -117,9 +117,9 @@ class Recorder:
         """PCGrad's orders as plain_update takes them. The scripts do the critic's side first."""
         sides = [side for side in ("critic", "actor") if getattr(variant, side) == "pcgrad"]
         drawn = iter(self.orders)
-        result = []
-        for repeat in self.minibatches:
-            result.append([{side: next(drawn) for side in sides} for _ in repeat])
+        result = [
+            [{side: next(drawn) for side in sides} for _ in repeat] for repeat in self.minibatches
+        ]
         assert next(drawn, None) is None
         return result
 
