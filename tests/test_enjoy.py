@@ -15,6 +15,7 @@ from PIL import Image
 from scripts import MODULES, ROOT, run
 
 TASKS = ["reach-v3", "drawer-close-v3"]
+PUSHED = ["drawer-close-v3", "button-press-v3"]
 SETTINGS = ["--num-steps", 500, "--hidden-sizes", 16, 16, "--update-epochs", 2]
 SETTINGS += ["--num-minibatches", 4, "--eval-episodes", 2, "--num-workers", 1]
 needs_egl = pytest.mark.skipif(
@@ -47,7 +48,9 @@ def play(monkeypatch, capsys):
 
 def table(out):
     lines = [line.split() for line in out.splitlines()]
-    rows = {words[0]: words[1:] for words in lines if words and words[0] in (*TASKS, "mean")}
+    rows = {
+        words[0]: words[1:] for words in lines if words and words[0] in (*TASKS, *PUSHED, "mean")
+    }
     return rows, out
 
 
@@ -103,6 +106,39 @@ def test_reads_every_scripts_actor(path, tmp_path):
     assert policy.title == "x after 3,000 steps"
 
 
+@pytest.fixture(scope="module")
+def pushing(tmp_path_factory):
+    """A directory with an untrained actor.pt that always pushes forward, which solves both tasks,
+    and the actor."""
+    path = tmp_path_factory.mktemp("enjoy") / "pushing"
+    path.mkdir()
+    agent = MODULES["toppo_mt50.py"].Agent(2, (16,))
+    with torch.no_grad():
+        agent.actor[-1].bias.copy_(torch.tensor([0.0, 0.5, -0.2, 0.0]))
+    args = {"tasks": PUSHED, "seed": 1, "reward_version": "v2"}
+    saved = {"script": "x", "args": args, "actor": agent.actor.state_dict()}
+    torch.save({**saved, "log_std": agent.log_std}, path / "actor.pt")
+    return path, agent.actor
+
+
+def test_an_episode_is_the_scripts_own(pushing):
+    """Also where it ends at its success, and the other task's goes on."""
+    path, actor = pushing
+    args = enjoy.Args(run=path)
+    envs, goals = enjoy.make_envs(args, PUSHED, 1, "v2")
+    for env, task_goals in zip(envs, goals):
+        env.set_task(task_goals[3])
+    one_hot = torch.eye(2)
+    ours = enjoy.play(enjoy.load_policy(path).actor, envs, one_hot)
+    with torch.no_grad():
+        scripts = MODULES["toppo_mt50.py"].play_round(envs, actor, one_hot.numpy(), None)
+    assert ours.success.all() and scripts.success.all()
+    assert 10 < ours.steps[0] < ours.steps[1] < 500
+    np.testing.assert_allclose(ours.returns, scripts.rewards.sum(1), rtol=1e-5)
+    for steps, rewards in zip(ours.steps, scripts.rewards):
+        assert steps == np.flatnonzero(rewards)[-1] + 1
+
+
 def test_some_tasks_and_other_goals(run_dir, play):
     rows, out = play(run_dir, "--tasks", "reach-v3", "--episodes", 1)
     other_rows, other_out = play(run_dir, "--tasks", "reach-v3", "--episodes", 1, "--seed", 7)
@@ -139,9 +175,9 @@ def test_film_ends_a_second_after_the_last_success(monkeypatch, steps_to_success
 
 
 @needs_egl
-def test_gif_is_a_grid_that_moves(run_dir, tmp_path):
+def test_gif_is_a_grid_that_moves(pushing, tmp_path):
     path = tmp_path / "policy.gif"
-    command = [sys.executable, "enjoy.py", run_dir, "--episodes", "1", "--size", "64"]
+    command = [sys.executable, "enjoy.py", pushing[0], "--episodes", "2", "--size", "64"]
     process = subprocess.run(
         [*command, "--video", path],
         cwd=ROOT,
@@ -152,8 +188,7 @@ def test_gif_is_a_grid_that_moves(run_dir, tmp_path):
     )
     assert process.returncode == 0 and f"wrote {path}" in process.stdout, process.stderr
     rows, _ = table(process.stdout)
-    solved = [int(rows[task][3]) for task in TASKS if rows[task][3] != "-"]
-    last = -(-max(solved, default=500) // 4)  # the frame that shows it
+    assert list(rows) == [*PUSHED, "mean"] and rows["mean"][:2] == ["1.000", "4"]
 
     with Image.open(path) as gif:
         assert gif.size == (2 * 64, 64 + 20) and gif.info["loop"] == 0
@@ -163,7 +198,8 @@ def test_gif_is_a_grid_that_moves(run_dir, tmp_path):
             gif.seek(i)
             milliseconds += gif.info["duration"]
             frames.append(np.asarray(gif.convert("RGB"), int))
-    assert milliseconds == (last + 1 + 20) * 50
+    steps = 2 * int(rows["button-press-v3"][3])  # both episodes end at its success
+    assert abs(milliseconds / 50 - (steps / 4 + 2 * 20)) < 4
     for column in range(2):  # in each task's picture something has moved
         moved = np.abs(frames[0] - frames[-1])[20:, column * 64 : (column + 1) * 64]
         assert moved.max() > 50
@@ -249,11 +285,10 @@ def test_what_is_no_checkpoint_is_said(run_dir, play, capsys, tmp_path):
         assert end.value.code == 2 and err.count("\n") == 1 and "is not a whole checkpoint" in err
 
 
-def test_a_video_that_cannot_be_written_is_said(run_dir, play, capsys, tmp_path, monkeypatch):
+def test_a_video_that_cannot_be_written_is_said(pushing, play, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(enjoy, "render", lambda env, camera: np.zeros((64, 64, 3), np.uint8))
     monkeypatch.setenv("MUJOCO_GL", "egl")
     (tmp_path / "x.gif").mkdir()
-    flags = ["--tasks", "drawer-close-v3", "--episodes", 1, "--video", tmp_path / "x.gif"]
     with pytest.raises(SystemExit) as end:
-        play(run_dir, *flags)
+        play(pushing[0], "--episodes", 1, "--video", tmp_path / "x.gif")
     assert end.value.code == 2 and "expected a file to write to" in capsys.readouterr().err

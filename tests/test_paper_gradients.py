@@ -386,9 +386,9 @@ SMALL = {
     "update_epochs": 2,
     "num_minibatches": 2,
     "hidden_sizes": (32, 32),
-    "total_timesteps": 4500,
+    "total_timesteps": 3000,
     "eval_episodes": 1,
-    "eval_interval": 4500,
+    "eval_interval": 3000,
     "keep_checkpoints_every": 1,
     "torch_threads": 1,
     "num_workers": 1,
@@ -397,7 +397,7 @@ SMALL = {
 
 
 def train(script, run_dir):
-    """A run of three collects. Returns what it followed in the first minibatch of each.
+    """A run of two collects. Returns what it followed in the first minibatch of each.
 
     Of both sides it is the tasks' gradients, "actor" and "critic", and the combined gradient before
     the clip, "actor_d" and "critic_d".
@@ -464,23 +464,24 @@ def check_dumps(path, followed):
 
 def test_dumps_are_what_the_run_followed(toppo):
     path, followed = toppo
-    import_module("dump_gradients").dump_run(path, [0, 1])
-    files = [path / f"gradients/collect_{collect:05}.npz" for collect in range(4)]
-    assert [file.exists() for file in files] == [True, True, False, False]
-    written = [file.stat().st_mtime_ns for file in files[:2]]
+    import_module("dump_gradients").dump_run(path, [1])
+    files = [path / f"gradients/collect_{collect:05}.npz" for collect in range(3)]
+    assert [file.exists() for file in files] == [False, True, False]
+    written = files[1].stat().st_mtime_ns
 
     process = run("dump_gradients.py", path)
     assert process.returncode == 0, process.stderr
-    assert [file.stat().st_mtime_ns for file in files[:2]] == written
+    assert files[1].stat().st_mtime_ns == written
     lines = process.stdout.splitlines()
-    assert lines[:2] == [f"{file} is there already" for file in files[:2]]
-    assert lines[2] == f"{path}/checkpoint_00002.pt: playing the next 1,500 steps"
-    assert lines[3].startswith(f"wrote {files[2]}, ")
-    assert len(followed) == 3
+    assert lines[0] == f"{path}/checkpoint_00000.pt: playing the next 1,500 steps"
+    assert lines[1].startswith(f"wrote {files[0]}, ")
+    assert lines[2] == f"{files[1]} is there already"
+    assert files[2].exists()  # of the collect with which the run would go on
+    assert len(followed) == 2
     check_dumps(path, followed)
 
     # PopArt's statistics, with which the returns of this collect are normalised
-    for collect in range(3):
+    for collect in range(2):
         after = torch.load(path / f"checkpoint_{collect + 1:05}.pt", weights_only=True)["agent"]
         with np.load(files[collect], allow_pickle=False) as dump:
             np.testing.assert_array_equal(dump["popart_mu"], after["popart.mu"])
@@ -515,7 +516,7 @@ def test_what_cannot_be_dumped_is_said(toppo, tmp_path, capsys):
         (tmp_path, (), f"{tmp_path}: no run directory"),
         (unknown, (), f"{unknown}: a run of mine.py, which is none of the repository's scripts"),
         (new, (), f"{new}: no kept checkpoints; a run with --keep-checkpoints-every 10 has them"),
-        (path, (7,), f"{path}: no checkpoint_00007.pt; expected --collects among 0 1 2 3"),
+        (path, (7,), f"{path}: no checkpoint_00007.pt; expected --collects among 0 1 2"),
         (cut, (1,), f"{cut}/checkpoint_00001.pt is not a whole checkpoint of toppo_mt50.py"),
     ]:
         with pytest.raises(SystemExit) as end:
