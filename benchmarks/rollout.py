@@ -35,7 +35,6 @@ EPISODE_STEPS = vanilla_mtppo.EPISODE_STEPS
 CORES = os.cpu_count() or 1
 ASYNC = "make_vec, async"
 LIMIT = "limit: MuJoCo alone"
-ENVPOOL = "EnvPool"
 PACKAGES = ["torch", "numpy", "metaworld", "mujoco", "gymnasium", "envpool"]
 
 
@@ -132,6 +131,11 @@ def mujoco_alone(envs, seed):
     return play
 
 
+def whole_episodes(steps):
+    """Steps in as many episodes as end within so many, at least one."""
+    return max(1, steps // EPISODE_STEPS) * EPISODE_STEPS
+
+
 def rows_of(benchmark, args):
     """Starts all: [(name, play or None, steps per task)], and what is to be closed."""
     num_tasks = len(vanilla_mtppo.BENCHMARKS[benchmark])
@@ -147,12 +151,13 @@ def rows_of(benchmark, args):
     sync = vectors["sync"]
     assert isinstance(sync, gymnasium.vector.SyncVectorEnv)  # its environments are in this process
     limit = mujoco_alone([env.unwrapped for env in sync.envs], args.seed)
-    rows.append(("ours", script_rollout(vanilla_mtppo, benchmark, args.seed), args.steps))
+    ours = script_rollout(vanilla_mtppo, benchmark, args.seed)
+    rows.append(("ours", ours, whole_episodes(args.steps)))
     envpool = None
     if find_spec("envpool"):
         script = importlib.import_module("vanilla_envpool")
         envpool = script_rollout(script, benchmark, args.seed)
-    rows.append((ENVPOOL, envpool, args.envpool_steps))
+    rows.append(("EnvPool", envpool, whole_episodes(args.envpool_steps)))
     rows.append((LIMIT, limit, args.steps))
     return rows, vectors.values()
 
