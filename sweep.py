@@ -91,12 +91,12 @@ def status(run_dir):
     except BlockingIOError:
         state = "running"  # a script has a lock on its directory from start to end
     os.close(fd)  # and with it our lock, after microseconds
-    if not (run_dir / "checkpoint.pt").exists():
+    try:
+        checkpoint = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
+        progress = checkpoint["progress"]
+        args = json.loads((run_dir / "args.json").read_text())
+    except Exception:  # there is no checkpoint yet, or none that is whole, as the script will say
         return run_dir.name, state, "-", "-", "-"
-
-    checkpoint = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
-    progress = checkpoint["progress"]
-    args = json.loads((run_dir / "args.json").read_text())
     collect_steps = len(args["tasks"]) * args["num_steps"]
     num_collects = max(1, args["total_timesteps"] // collect_steps)
     coming = range(progress["collects"] + 1, num_collects + 1)
