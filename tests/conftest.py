@@ -6,9 +6,7 @@ import signal
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of PyTorch: test files go side by side
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as a background job has it, and its children
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a background job and its children
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

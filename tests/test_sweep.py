@@ -48,11 +48,15 @@ def call(monkeypatch, capsys):
 
 
 def start(*words):
-    """Starts sweep.py as a person does, in a process group of its own."""
-    command = [sys.executable, ROOT / "sweep.py", *map(str, words)]
-    pipe = subprocess.PIPE
+    """Starts sweep.py as a terminal does: in a process group of its own, which Ctrl-C reaches."""
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        [sys.executable, ROOT / "sweep.py", *map(str, words)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -312,6 +316,7 @@ def test_a_slurm_job_is_requeued_before_its_time_is_up(tmp_path, monkeypatch):
     [(script, job)] = processes(f"--run-dir {run_dir} ").items()
     os.kill(script, signal.SIGUSR2)
     wait_until(lambda: script not in processes("--run-dir"))
+    time.sleep(2)  # not all at the same moment
     os.kill(job, signal.SIGUSR2)
     wait_until(lambda: (slurm / "done").exists())
     assert (slurm / "done").read_text() == "requeue 77\n"
