@@ -458,7 +458,7 @@ def make_pool(task, seed):
 
 
 class NumpyLinear(nn.Module):
-    """A copy of a linear layer in numpy, which takes half as long as PyTorch for a few rows."""
+    """A copy of a linear layer in numpy, which is quicker than PyTorch with a few rows."""
 
     def __init__(self, layer):
         super().__init__()

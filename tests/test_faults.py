@@ -256,9 +256,10 @@ def test_a_full_disk_leaves_the_last_checkpoint_good(what, straight, tmp_path):
         _, err = process.communicate(timeout=PATIENCE)
         reason = "File too large" if what == "a limit on files" else "No space left on device"
         assert process.returncode == 2
-        assert err.count("\n") == 1
+        # TensorBoard's own thread may say at the same moment that it could not write either
+        assert err.count("\n") == 1 or "tensorboard" in err
         assert reason in err
-        assert err.endswith("; the last checkpoint is good\n")
+        assert "; the last checkpoint is good\n" in err
         wait_until_nothing_is_left_of(process)
 
         (tmp_path / "disk/others").unlink(missing_ok=True)

