@@ -115,6 +115,7 @@ class Training(submitit.helpers.Checkpointable):
     """What submitit calls in a process of its own, and again where SLURM has requeued the job."""
 
     def __call__(self, run_dir, command, starts):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all, and is sweep.py's
         on_slurm = os.environ["SUBMITIT_EXECUTOR"] == "slurm"
         if not on_slurm:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # the script goes with us
@@ -156,7 +157,7 @@ def run_here(args, runs, executor, gpus):
                 run_dir = waiting.pop(0)
                 gpu = gpus.pop(0)
                 command = ["env", f"CUDA_VISIBLE_DEVICES={gpu}", *runs[run_dir]]
-                # Ctrl-C comes to all processes here; blocked in the jobs, it is left to this one
+                # Ctrl-C is blocked in the job, until Training has it ignored
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
                 job = executor.submit(Training(), run_dir, command, 1 + max(0, args.retries))
                 going.append((job, run_dir, gpu))
@@ -182,9 +183,8 @@ def main():
     at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     flags = sys.argv[at + 1 :]
     args = tyro.cli(Args, args=sys.argv[1:at], description=__doc__)
-    own = OWN_FLAGS & {flag.split("=")[0].replace("_", "-") for flag in flags}
-    if own:
-        raise OSError(f"{' '.join(own)} after `--`: sweep.py gives each run its own")
+    if OWN_FLAGS & {flag.split("=")[0].replace("_", "-") for flag in flags}:
+        raise OSError(f"after `--`: {' '.join(sorted(OWN_FLAGS))} are sweep.py's to give")
     gpus = ",".join(str(i) for i in range(torch.cuda.device_count()))
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", gpus).split(",")  # [""]: none
     gpus = [gpus[i % len(gpus)] for i in range(max(0, args.jobs) or len(gpus))]  # one for each job
