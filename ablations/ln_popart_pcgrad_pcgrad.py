@@ -717,7 +717,7 @@ def parse_args():
         now = time.strftime("%Y%m%d-%H%M%S")
         args.run_dir = f"runs/{now}__{SCRIPT}__MT{len(args.tasks)}__{args.seed}"
     path = Path(args.run_dir, "checkpoint.pt")
-    if not path.exists():
+    if not os.path.exists(path):  # False where the name is too long, too
         return args, None
 
     saved, checkpoint = load_checkpoint(path)
@@ -749,7 +749,7 @@ def open_run(args, first_step):
         "script": SCRIPT,
         **asdict(args),
         "commit": subprocess.getoutput(f"{git} rev-parse HEAD"),
-        "edits": subprocess.getoutput(f"{git} diff HEAD -- '*.py'"),
+        "edits": subprocess.getoutput(f"{git} diff HEAD -- ':/*.py'"),
         "packages": {package.name: package.version for package in distributions()},
     }
     write_file(run_dir / "args.json", json.dumps(flags, indent=2).encode())
