@@ -2,13 +2,16 @@
 
 import fcntl
 import importlib
+import io
 import os
 import pty
 import select
 import subprocess
 import sys
 import termios
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -73,6 +76,18 @@ def run(path, *flags, timeout=600, env=None, cwd=ROOT):
     return subprocess.run(
         command(path, flags), cwd=cwd, capture_output=True, text=True, timeout=timeout, env=env
     )
+
+
+def run_here(path, *flags):
+    """Runs a script in this process, but for its workers. Returns what run returns."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", command(path, flags)[1:]),
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+    ):
+        MODULES[path].main(*MODULES[path].parse_args())
+    return subprocess.CompletedProcess(sys.argv, 0, stdout.getvalue(), stderr.getvalue())
 
 
 def start(path, *flags):

@@ -525,7 +525,7 @@ def test_what_cannot_be_a_gram_matrix(gram):
 @pytest.mark.parametrize(
     "count, seed",
     [
-        (3000, 1),
+        pytest.param(3000, 1, marks=pytest.mark.short),
         pytest.param(100_000, 0, marks=pytest.mark.long),  # the one in results/fairgrad_solver.md
     ],
 )

@@ -103,6 +103,7 @@ def kill_at_random_moments(run_dir, moments, seed):
         wait_until_nothing_is_left_of(process)
 
 
+@pytest.mark.short
 def test_kills_at_random_moments(straight, tmp_path):
     """While it starts, while it plays, and after a collect."""
     moments = ["to continue", "collect", "start", "collect"]
