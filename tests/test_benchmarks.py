@@ -83,7 +83,19 @@ def test_prints_and_writes_its_tables(name, tmp_path):
 
 @pytest.mark.long
 def test_the_solver_benchmark(tmp_path):
-    flags = ["--grams", 1, "--rounds", 1, "--budget", 0.01, "--sweep", 300, "--no-write"]
+    flags = [
+        "--tasks",
+        10,
+        "--grams",
+        1,
+        "--rounds",
+        1,
+        "--budget",
+        0.01,
+        "--sweep",
+        300,
+        "--no-write",
+    ]
     process = run("fairgrad_solver", *flags)
     assert process.returncode == 0, process.stderr
     titles = [line for line in process.stdout.splitlines() if line.startswith("## ")]

@@ -11,7 +11,7 @@ import sys
 from functools import cache
 
 import pytest
-from scripts import ROOT
+from scripts import MODULES, ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -32,6 +32,8 @@ WRITTEN = sorted({command for page in PAGES for command in commands(page.read_te
 
 @cache
 def help_of(program):
+    if program in MODULES:
+        return MODULES[program].tyro.extras.get_parser(MODULES[program].Args).format_help()
     process = subprocess.run(
         [sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True
     )

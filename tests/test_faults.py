@@ -295,11 +295,11 @@ def test_episodes_that_are_not_finite_are_replaced(tmp_path):
 
     One of reach-v3's rewards is infinite, one of push-v3's observations is no number.
     """
-    lines = """if env.curr_path_length == 499 and action[0] > 0.7:
+    lines = """if env.curr_path_length == 499 and action[0] > 0.5:
         obs = obs * np.nan if is_push else obs
         reward = reward if is_push else np.inf"""
     patch = SPOILT_STEP.format(lines=lines)
-    flags = ["--num-steps", 2000, "--total-timesteps", 12_000, "--eval-interval", 12_000]
+    flags = ["--num-steps", 1500, "--total-timesteps", 9000, "--eval-interval", 9000]
     process = run_patched(tmp_path, patch, *flags, "--keep-checkpoints-every", 1)
     assert process.returncode == 0, process.stderr
     tensors, tables, logged = result(tmp_path / "run")

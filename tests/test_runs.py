@@ -245,8 +245,16 @@ def test_track_mirrors_to_weights_and_biases(tmp_path, monkeypatch):
 @pytest.mark.long
 def test_all_fifty_tasks(tmp_path):
     """One collect of MT50. Without the value clip every task has a gradient."""
-    flags = ["--num-steps", 500, "--total-timesteps", 25_000, "--update-epochs", 2]
-    flags += ["--eval-episodes", 1, "--no-clip-vloss", "--run-dir", tmp_path]
+    flags = ["--num-steps", 500, "--total-timesteps", 25_000, "--update-epochs", 1]
+    flags += [
+        "--num-minibatches",
+        8,
+        "--eval-episodes",
+        1,
+        "--no-clip-vloss",
+        "--run-dir",
+        tmp_path,
+    ]
     process = run("toppo_mt50.py", *flags, timeout=1800)
     assert process.returncode == 0, process.stderr
     assert "toppo_mt50: K = 50, 717,105 parameters" in process.stdout
@@ -273,6 +281,6 @@ EXTREMES = {  # what the flags' checks let through
 @pytest.mark.long
 @pytest.mark.parametrize("which", EXTREMES)
 def test_flags_at_their_ends_train(which, tmp_path):
-    process = run("toppo_mt50.py", *FLAGS, "--run-dir", tmp_path, *EXTREMES[which].split())
+    process = run_here("toppo_mt50.py", *FLAGS, "--run-dir", tmp_path, *EXTREMES[which].split())
     assert process.returncode == 0, process.stderr
     assert os.path.exists(tmp_path / "checkpoint.pt")
