@@ -4,13 +4,16 @@ The README's quick tour is run whole, with smaller numbers. results/README.md ha
 runs that earlier commits made, and is not held to today's flags.
 """
 
+import io
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from functools import cache
 
 import pytest
+import tyro
 from scripts import MODULES, ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,7 +36,10 @@ WRITTEN = sorted({command for page in PAGES for command in commands(page.read_te
 @cache
 def help_of(program):
     if program in MODULES:
-        return MODULES[program].tyro.extras.get_parser(MODULES[program].Args).format_help()
+        text = io.StringIO()
+        with redirect_stdout(text), pytest.raises(SystemExit):
+            tyro.cli(MODULES[program].Args, args=["--help"])
+        return text.getvalue()
     process = subprocess.run(
         [sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True
     )
