@@ -2,13 +2,18 @@
 
     python paper/all.py runs/
 
-Writes NAME.md and NAME.png to results/paper (--out) and docs/results.md (--page). What the runs do
-not allow is listed there with the command that makes what is missing. A text in OUT/NAME_note.md,
-written by hand, is shown under table or figure NAME. Each script of this folder makes its own
-tables or figures alone: python paper/SCRIPT.py --help.
+Writes NAME.md and NAME.png to runs/paper (--out) and the page runs/paper/index.md (--page). What
+the runs do not allow is listed there with the command that makes what is missing. Each script of
+this folder makes its own tables or figures alone: python paper/SCRIPT.py --help.
+
+A text in OUT/NAME_note.md, written by hand, is shown under table or figure NAME if it is of these
+runs: its first line is <!-- runs: HASH -->, with the hash of all runs on one task set and reward,
+or several hashes. --show-hashes prints them.
 """
 
 import os
+import shlex
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +24,7 @@ import tyro
 SCRIPTS = [
     "table_2_d4_worst_k",
     "figure_1_4_d6_d7_learning_curves",
+    "table_steps_to_match",
     "table_3_d3_iqm",
     "table_d1_cube",
     "table_d2_combiners",
@@ -33,20 +39,32 @@ SCRIPTS = [
     "table_b2_parameters",
 ]
 INTRODUCTION = """\
-Made by `python paper/all.py`. The paper trains for 20 M steps on MT10 and 100 M on MT50 with 10
-seeds: with fewer seeds or steps, our numbers are no estimate of the paper's. Each section compares
-runs at the same step. Success is in percent."""
+The paper trains for 20 M steps on MT10 and 100 M on MT50 with 10
+seeds: with fewer seeds or steps, the numbers of these runs are no estimate of the paper's. Each
+section compares runs at the same step. Success is in percent."""
 HEADER = ["run", "tasks", "reward", "method", "script", "seed", "evaluated up to", "dumps"]
-LONGEST = 50  # lines of a Markdown file that the page shows; a longer one gets figure and link only
+LONGEST = 70  # lines of a Markdown file that the page shows; a longer one gets figure and link only
 
 
 @dataclass
 class Args(r.Args):
-    page: Path = Path("docs/results.md")
-    """the index page"""
+    page: Path | None = None
+    """the page that shows all; none: index.md in the folder of --out"""
+    show_hashes: bool = False
+    """print the hash of the runs on each task set and reward, for the first line of a note, and
+    write nothing"""
 
 
-def section(name, title, lines, folder, link):
+def hashes_of(runs):
+    """{"MT10, V2": hash of all runs there}."""
+    found = {}
+    for key in sorted({(run.task_set, run.reward) for run in runs}):
+        same = [run for run in runs if (run.task_set, run.reward) == key]
+        found[f"{key[0]}, {key[1].upper()}"] = r.hash_of(same)
+    return found
+
+
+def section(name, title, lines, note, folder, link):
     """A table or figure on the page: its image, its text or a link, a note written by hand."""
     found = [f"## {title}", ""]
     if (folder / f"{name}.png").exists():
@@ -55,18 +73,29 @@ def section(name, title, lines, folder, link):
         found += [f"#{line}" if line.startswith("#") else line for line in lines]  # a level down
         if lines and lines[-1]:
             found.append("")
-    note = folder / f"{name}_note.md"
-    if note.exists():
-        found += [*note.read_text().splitlines(), ""]
+    if note:
+        found += [*note, ""]
     return [*found, f"[{name}.md]({link}/{name}.md)", ""]
 
 
 def main():
     args = tyro.cli(Args, description=__doc__)
+    out = args.out or r.default_out(args.runs)
+    index = args.page or out / "index.md"
     try:
         runs = r.load_runs(args.runs)
+        if not runs:
+            command = "python paper/all.py runs/"
+            raise r.Missing(
+                f"no runs given; expected run directories, or folders of them: {command}"
+            )
     except r.Missing as reason:
         r.fail(reason)
+    hashes = hashes_of(runs)
+    if args.show_hashes:
+        for name, value in hashes.items():
+            print(f"{name}: {value}")
+        return
     rows = [
         [
             run.path.name,
@@ -80,29 +109,32 @@ def main():
         ]
         for run in runs
     ]
-    page = ["# The paper's tables and figures, from our runs", "", INTRODUCTION, ""]
+    made_by = f"Made by `python paper/all.py {shlex.join(sys.argv[1:])}`."
+    page = ["# The paper's tables and figures, from our runs", "", made_by, INTRODUCTION, ""]
     page += r.table(HEADER, rows)
 
-    link = Path(os.path.relpath(args.out, args.page.parent)).as_posix()
+    link = Path(os.path.relpath(out, index.parent)).as_posix()
+    command = f"python paper/all.py {shlex.join(map(str, args.runs))} --show-hashes"
     skipped = []
     for script in SCRIPTS:
-        for name, result in r.produce(import_module(script).ITEMS, runs, args.out).items():
+        for name, result in r.produce(import_module(script).ITEMS, runs, out).items():
             if isinstance(result, r.Missing):
                 skipped.append(f"- {name.replace('_', ' ')}: {result}")
             else:
-                page += section(name, *result, args.out, link)
+                note = r.read_note(out / f"{name}_note.md", hashes.values(), command)
+                page += section(name, *result, note, out, link)
 
     # Figure D.5's own script made it, without runs
-    link = Path(os.path.relpath(r.ROOT / "results", args.page.parent)).as_posix()
+    link = Path(os.path.relpath(r.ROOT / "results", index.parent)).as_posix()
     theorem = f"[figure_d5_theorem1.md]({link}/figure_d5_theorem1.md)"
     page += ["## Figure D.5: Theorem 1 in numbers", ""]
     page += [f"![Figure D.5]({link}/figure_d5_theorem1.png)", ""]
     page += [f"{theorem}, by `python paper/figure_d5_theorem1.py`", ""]
 
     page += ["## Not made", "", *(skipped or ["Everything was."])]
-    args.page.parent.mkdir(parents=True, exist_ok=True)
-    args.page.write_text("\n".join(page).rstrip() + "\n")
-    print(f"wrote {args.page}; not made: {len(skipped)} tables or figures, listed at its end")
+    index.parent.mkdir(parents=True, exist_ok=True)
+    index.write_text("\n".join(page).rstrip() + "\n")
+    print(f"wrote {index}; not made: {len(skipped)} tables or figures, listed at its end")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""docs/choices.md: what the paper leaves open and our choice could matter for, measured.
+"""What the paper leaves open and our choice could matter for, measured.
 
-    python paper/choices.py results/mt10 --choices results/choices
+    python paper/choices.py runs/ --choices runs/choices
 
 RUNS are runs with the defaults, of the scripts that a choice is measured on. Those with another
 choice are in the folder of --choices, named CHOICE__SCRIPT__SEED. Compares them at equal steps and
-writes choices.png and the page. What choices_note.md in that folder says about the numbers goes
-into the page.
+writes choices.png and the page index.md there (--page). A text in choices_note.md in that folder,
+written by hand, goes into the page if it is of these runs: its first line is <!-- runs: HASH -->,
+and --show-hashes prints the hash.
 """
 
 import os
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -41,22 +44,26 @@ CHOICES = {
     ),
 }
 INTRODUCTION = """\
-Made by `python paper/choices.py`. Each choice that the paper leaves open and that could matter,
+Each choice that the paper leaves open and that could matter,
 against the default, on MT10 with V2 rewards, at a small part of the paper's 20 M steps; below them,
 changes to what the paper does fix, made to find out what PopArt's part is. Success in percent, mean
-over the seeds and, in brackets, each seed's; training success is with exploration noise. In the
-figure, the line is training success, a dot is an evaluation."""
-MEASURES = ["success", "three worst tasks", "training success", "explained variance"]
+over the seeds and, in brackets, each seed's; training success is with exploration noise. Explained
+variance is in percent, too, and of the critic's targets, which are discounted returns. In the
+figure, a line is a seed's training success, a dot is an evaluation."""
+TAIL = r.tail_size(10)
+MEASURES = ["success", f"worst {TAIL} tasks", "training success", "explained variance"]
 
 
 @dataclass
 class Args:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """run directories with the default choices, or folders of them"""
-    choices: Path = Path("results/choices")
+    choices: Path = Path("runs/choices")
     """folder of the runs with other choices, and what the figure goes to"""
-    page: Path = Path("docs/choices.md")
-    """the page"""
+    page: Path | None = None
+    """the page; none: index.md in the folder of --choices"""
+    show_hashes: bool = False
+    """print the hash of all runs compared, for the first line of the note, and write nothing"""
 
 
 def members(folder: Path, defaults: list[r.Run], choice: Choice) -> dict[str, list[r.Run]]:
@@ -71,7 +78,7 @@ def members(folder: Path, defaults: list[r.Run], choice: Choice) -> dict[str, li
 def scores(run: r.Run, step: int) -> list[float]:
     """MEASURES in percent: the first two evaluated at step, the others of training up to there."""
     rates = run.success[list(run.steps).index(step)]
-    found = [rates.mean(), r.worst(rates, 3)]
+    found = [rates.mean(), r.worst(rates, TAIL)]
     for tag in ("train_success/mean", "explained_variance/mean"):
         steps, values = r.scalars(run.path)[tag]
         found.append(values[steps <= step][-1])
@@ -89,13 +96,13 @@ def draw(axis, found: dict[str, list[r.Run]], step: int) -> None:
     for (label, runs), color in zip(found.items(), r.COLORS.values()):
         for run in runs:
             at = run.steps[run.steps <= step]
-            evaluated = run.success.mean(1)[: len(at)]
+            evaluated = 100 * run.success.mean(1)[: len(at)]
             axis.plot(at / 1e6, evaluated, "o", color=color, markersize=5, alpha=0.8)
             steps, trained = r.scalars(run.path)["train_success/mean"]
             upto = steps <= step
-            name = label if run is runs[0] else None
-            axis.plot(steps[upto] / 1e6, trained[upto], color=color, label=name)
-    axis.set(xlabel="million environment steps", ylabel="success")
+            name = f"{label}, n = {len(runs)}" if run is runs[0] else None
+            axis.plot(steps[upto] / 1e6, 100 * trained[upto], color=color, label=name)
+    axis.set(xlabel="million environment steps", ylabel="success (%)")
     axis.legend(fontsize=8, loc="upper left")
 
 
@@ -115,39 +122,48 @@ def compare(made: dict[str, dict[str, list[r.Run]]]) -> tuple[r.Figure, list[lis
             title = ""  # in the first of its rows only
     top = max(line.get_ydata().max() for axis in axes for line in axis.lines)
     for axis in axes:
-        axis.set_ylim(-0.02, 1.05 * top)  # the same for all, so that they compare by eye
+        axis.set_ylim(-2, 1.05 * top)  # the same for all, so that they compare by eye
     return figure, rows
 
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    args.choices.mkdir(parents=True, exist_ok=True)
+    page = args.page or args.choices / "index.md"
     try:
         defaults = r.load_runs(args.runs)
         given = {
             title: members(args.choices, defaults, choice) for title, choice in CHOICES.items()
         }
         made = {title: found for title, found in given.items() if len(found) > 1}
+        compared = {
+            run.path: run for found in made.values() for runs in found.values() for run in runs
+        }
         if not made:
             example = "CHOICE__SCRIPT__SEED, such as no_clip_vloss__toppo_mt50__1"
             raise r.Missing(f"{args.choices}: no run named {example}")
+        if args.show_hashes:
+            print(r.hash_of(compared.values()))
+            return
         figure, rows = compare(made)
     except r.Missing as reason:
         r.fail(reason)
     figure.savefig(args.choices / "choices.png", dpi=110)
 
-    link = Path(os.path.relpath(args.choices, args.page.parent)).as_posix()
-    lines = ["# Choices that the paper leaves open", "", INTRODUCTION, ""]
+    link = Path(os.path.relpath(args.choices, page.parent)).as_posix()
+    made_by = f"Made by `python paper/choices.py {shlex.join(sys.argv[1:])}`."
+    lines = ["# Choices that the paper leaves open", "", made_by, INTRODUCTION, ""]
     lines += [f"![curves]({link}/choices.png)", ""]
     lines += r.table(["choice", "", "seeds", "at", *MEASURES], rows)
     absent = [title for title in given if title not in made]
     if absent:
         lines += [f"Not run yet: {'; '.join(absent)}.", ""]
+    given_again = [*map(str, args.runs), "--choices", str(args.choices), "--show-hashes"]
+    command = f"python paper/choices.py {shlex.join(given_again)}"
     note = args.choices / "choices_note.md"
-    if note.exists():
-        lines += note.read_text().splitlines()
-    args.page.write_text("\n".join(lines).rstrip() + "\n")
-    print(f"wrote {args.page} and {args.choices}/choices.png")
+    lines += r.read_note(note, [r.hash_of(compared.values())], command)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(lines).rstrip() + "\n")
+    print(f"wrote {page} and {args.choices}/choices.png")
 
 
 if __name__ == "__main__":

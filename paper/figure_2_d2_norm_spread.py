@@ -11,19 +11,26 @@ sigma_k^2, Eq. (2).
 import numpy as np
 import runs as r
 
-NOTE_2 = """\
+NOTE_2 = (
+    """\
 First → middle → last collect, mean over seeds. Spread: largest over smallest per-task norm (10 to
 the mean over minibatches of log10) of the gradients that are combined: behind PopArt where a script
 has it. × σ², dotted: the spread of the collect's mean norms times σ², those of the raw loss. Norm
 ratio: ‖d critic‖ / ‖d actor‖, the collect's mean norms of the combined gradients before they are
 clipped.
-
+"""
+    + f"""
+{r.SIGMA} {r.CURVES}
+"""
+    + """
 The paper: the critic's spread of raw gradients is two orders of magnitude above the actor's, all
 through training, and FG-c steadies the norm ratio, as ‖d critic‖ is then √K."""
-NOTE_D2 = """\
+)
+NOTE_D2 = f"""\
 A line per task: mean over a collect's minibatches and over seeds. Spread: largest over smallest of
 a seed's means, mean over seeds. The method is +LN-c +PopArt, as in the paper, or, without a run of
-it, the first there is."""
+it, the first there is. Of more than {r.MOST_NAMED} tasks, those with the largest and the smallest
+critic norms at the end have names, the others are grey. {r.SIGMA}"""
 TITLES = ["critic (dotted: × σ² behind PopArt)", "actor", "‖d critic‖ / ‖d actor‖"]
 COLUMNS = [
     "critic spread",
@@ -106,13 +113,13 @@ def figure_2(runs):
         ]
         lines += r.heading(key, methods) + r.table([*r.ROW_START, *COLUMNS], cells)
         for axis, title in zip(row, TITLES):
-            axis.set_title(title, fontsize=10)
+            axis.set_title(f"{title}, {r.seed_counts(methods)}", fontsize=10)
             axis.set_xlabel("million environment steps")
         top = 1.05 * max(axis.get_ylim()[1] for axis in row[:2])
         what = "log10(largest / smallest norm)"
         for axis in row[:2]:
             axis.set(ylim=(0, top), ylabel=what)
-        row[0].set_ylabel(f"{key[0]}, {key[1].upper()}, {r.seed_counts(methods)}\n{what}")
+        row[0].set_ylabel(f"{key[0]}, {key[1].upper()}\n{what}")
         row[2].set(yscale="log")
     r.legend_below(figure)
     return "Figure 2: spread of the gradient norms, critic against actor", [*lines, NOTE_2], figure
@@ -134,22 +141,23 @@ def figure_d2(runs):
         seeds = methods.get("ln_popart", next(iter(methods.values())))  # the paper's, or the first
         sides = list(SIDES) if has_popart(seeds) else ["actor", "critic"]
         source = f"{r.METHODS[seeds.script]}, {key[0]}, {key[1].upper()}, n = {len(seeds.runs)}"
+        tasks = seeds.runs[0].tasks
+        styles = r.task_styles(tasks, norms(seeds, "critic")[1].mean(0)[-1])
         for axis, side in zip(row, sides):
             steps, values = norms(seeds, side)
-            x = steps / 1e6
             mean = values.mean(0)  # [C, K]
-            color = "#0072B2" if side == "actor" else "#D55E00"
-            axis.plot(x, mean, color=color, alpha=0.45, linewidth=0.9)
-            axis.plot(x, np.median(mean, 1), color="black", linewidth=1.8, label="median task")
+            for k, task in enumerate(tasks):
+                axis.plot(steps / 1e6, mean[:, k], **styles[task])
             axis.set(yscale="log", xlabel="million environment steps")
             axis.set_ylabel("norm of a task's gradient")
             axis.set_title(f"{SIDES[side]}: {source}", fontsize=9)
-            axis.legend(fontsize=8)
             spreads = first_middle_last(spread(values).mean(0))
             rows.append([r.where(*key), *r.row_start(seeds), SIDES[side], spreads])
         same_span(row[: len(sides)])
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False}
         for axis in row[len(sides) :]:
-            axis.set_visible(False)
+            axis.set_axis_off()
+        row[-1].legend(*row[0].get_legend_handles_labels(), fontsize=8, **beside)
     lines = r.table(["runs", *r.ROW_START, "side", "spread, first → middle → last collect"], rows)
     return "Figure D.2: per-task gradient norms", [*lines, NOTE_D2], figure
 

@@ -2,7 +2,8 @@
 
     python paper/figure_3_d1_critic_grams.py runs/POPART runs/LN_POPART --out results/paper
 
-Writes figure_3 (early) and figure_d1 (early, middle and late), each .png and .md. Needs gradient
+Writes figure_3 (early, after the first collects) and figure_d1 (early, middle and late), each .png
+and .md. Needs gradient
 dumps, which dump_gradients.py makes, best of popart.py and of ln_popart.py: raw gradients are
 PopArt's times sigma_k^2, Eq. (2). Scripts without PopArt have the raw ones only.
 """
@@ -35,11 +36,12 @@ COLUMNS = [
     "largest / smallest norm",
 ]
 
-NOTE = """\
+NOTE = f"""\
 The first minibatch of a collect, before its step, from one seed each: an illustration. Stages are
-the first, middle and last step at which all runs shown have a dump. PopArt divides task k's
-gradient by σ_k², which leaves the cosines as they are: only the diagonal may differ between raw and
-PopArt. Tasks are in the order of their raw norms, the largest first.
+the first, middle and last step at which all runs shown have a dump; dumps of the initial networks
+are left out, as nothing was learned then. PopArt divides task k's gradient by σ_k², which leaves
+the cosines as they are: only the diagonal may differ between raw and PopArt. Tasks are in one order
+in all panels, rows and columns: that of the raw norms in the first, the largest first. {r.SIGMA}
 
 The paper: LN-c lowers the mean off-diagonal cosine early on and about leaves the diagonal; PopArt
 compresses the diagonal, except for a reversal with LN-c in the middle of training."""
@@ -91,11 +93,17 @@ def draw(axis, G, low):
     return pairs, own
 
 
-def draw_panels(panels):
+def name_tasks(axis, tasks):
+    """Names the rows of a panel."""
+    axis.set_yticks(range(len(tasks)), [task.removesuffix("-v3") for task in tasks], fontsize=7)
+
+
+def draw_panels(panels, tasks, title):
     """panels: {(row, column): (title, G)}. Columns that none is in are left out."""
     columns = sorted({j for _, j in panels})
     num_rows = 1 + max(i for i, _ in panels)
-    size = (2.7 * len(columns) + 2.2, 2.9 * num_rows + 0.4)
+    side = max(2.6, 0.11 * len(tasks))  # a row's name wants 0.11 inches
+    size = (side * len(columns) + 4, (side + 0.4) * num_rows + 0.6)
     figure, axes = r.plt.subplots(
         num_rows, len(columns), figsize=size, squeeze=False, layout="constrained"
     )
@@ -107,6 +115,9 @@ def draw_panels(panels):
         axis.set_visible(True)
         axis.set_title(name, fontsize=10)
         pairs, own = draw(axis, G, low)
+        if j == columns[0]:
+            name_tasks(axis, tasks)
+    figure.suptitle(title, fontsize=11)
     bars = {"off the diagonal: cosine": pairs, "diagonal: log10 of norm / largest norm": own}
     for label, image in bars.items():
         figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, label=label)
@@ -117,26 +128,31 @@ def heatmaps(title, runs, early_only):
     found, absent = sources(runs)
     panels = {}
     rows = []
-    for s, ((critic, run), dumps) in enumerate(zip(found, dumps_at_shared_steps(found))):
+    shown = dumps_at_shared_steps(found)
+    first = next(iter(shown[0].values()))
+    order = np.argsort(-both_grams(first)["raw"].diagonal())
+    tasks = [first.tasks[k] for k in order]
+    for s, ((critic, run), dumps) in enumerate(zip(found, shown)):
         for i, (stage, dump) in enumerate(dumps.items()):
             if early_only and i > 0:
                 break
             step = r.millions(dump.step)
-            grams = both_grams(dump)
-            order = np.argsort(-grams["raw"].diagonal())
-            for j, (label, G) in enumerate(grams.items()):
+            place = [dump.tasks.index(task) for task in tasks]
+            for j, (label, G) in enumerate(both_grams(dump).items()):
                 name = f"{critic}, {label}\n{stage}, {step} steps"
-                panels[i, 2 * s + j] = name, G[np.ix_(order, order)]
+                panels[i, 2 * s + j] = name, G[np.ix_(place, place)]
                 cosine = f"{r.mean_off_diagonal(r.cosines(G)):.3f}"
                 norm = f"{np.sqrt(np.median(G.diagonal())):.3g}"
                 source = [r.METHODS[run.script], run.path.name, stage, step]
                 rows.append([critic, label, *source, cosine, norm, f"{r.norm_spread(G):.3g}"])
     lines = [*r.table(COLUMNS, rows), NOTE, "", *(f"Not shown: {reason}." for reason in absent)]
-    return title, lines, draw_panels(panels)
+    sources_shown = "; ".join(f"{r.METHODS[run.script]}, seed {run.seed}" for _, run in found)
+    above = f"critic Grams, {found[0][1].task_set}, n = 1 each: {sources_shown}"
+    return title, lines, draw_panels(panels, tasks, above)
 
 
 def figure_3(runs):
-    return heatmaps("Figure 3: critic Grams, early", runs, early_only=True)
+    return heatmaps("Figure 3: critic Grams after the first collects", runs, early_only=True)
 
 
 def figure_d1(runs):

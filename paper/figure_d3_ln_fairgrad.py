@@ -29,9 +29,12 @@ DUMP_COLUMNS = [
     "top-1 under the mean",
     "top-1 under FairGrad",
 ]
-NOTE = """\
+NOTE = (
+    """\
 First → middle → last collect: means over its minibatches and seeds. w: the critic's weights in that
-run."""
+run. """
+    + r.CURVES
+)
 PAPER = """\
 The paper: LN-c lowers the cosine and not systematically the top-1 share; FG-c lowers the share
 alone."""
@@ -62,10 +65,10 @@ def draw(axis, seeds, tag):
     with_fairgrad = seeds.script.endswith("fairgrad")
     steps, values = r.logged(seeds, f"gradients/{tag}")
     name = f"{'LN-c' if with_ln else 'no LN'}, {'FG-c' if with_fairgrad else 'mean'}"
-    style = {"color": "#0072B2" if with_ln else "#000000", "linestyle": "-"}
-    if with_fairgrad:
-        style["linestyle"] = "--"
-    r.plot_band(axis, steps, values, seeds.script, f"{name} (n = {len(values)})", **style)
+    color = "#0072B2" if with_ln else "#000000"
+    dashes = "--" if with_fairgrad else "-"
+    name += f" (n = {len(values)})"
+    r.plot_band(axis, steps, values, seeds.script, name, color=color, linestyle=dashes)
     mean = values.mean(0)
     return " → ".join(f"{x:.3f}" for x in mean[[0, len(mean) // 2, -1]])
 
@@ -87,8 +90,9 @@ def figure_d3(runs):
             rows.append([r.where(*key), *r.row_start(seeds), *cells])
         for axis, label in zip(row, METRICS):
             axis.set(xlabel="million environment steps", ylabel=label)
-            axis.set_title(f"{key[0]}, {key[1].upper()}, {what}")
-            axis.legend(fontsize=8)
+            counts = r.seed_counts({seeds.script: seeds for seeds in members})
+            axis.set_title(f"{key[0]}, {key[1].upper()}, {what}, {counts}")
+        row[0].legend(fontsize=8)  # the right panel has the same lines
     lines = [*r.table(["runs", *r.ROW_START, *METRICS], rows), NOTE, ""]
     dumped = [run for run in runs if run.script in cube and r.dump_files(run)]
     if dumped:

@@ -39,11 +39,12 @@ COLUMNS = [
     "fallbacks",
 ]
 
-NOTE = """\
+NOTE = f"""\
 The figure is the table's first run, a line per task. (a), (b): median over dumps of the ratio of
 absolute contributions. Crosses: negative contributions, tasks that the mean's direction works
 against. d′: FairGrad's direction from raw gradients, d: from PopArt's. Raw gradients are the dumped
-ones times σ² (Eq. 2). One seed each: an illustration.
+ones times σ² (Eq. 2). One seed each: an illustration. Of more than {r.MOST_NAMED} tasks, those with
+the largest and the smallest raw contributions at the end have names, the others are grey. {r.SIGMA}
 
 The paper: FairGrad makes all contributions 1, and d′ = d by Corollary 1, so that (c) and (d) are
 the same to rounding."""
@@ -116,15 +117,14 @@ def draw(run, dumps, replays):
     figure, axes = r.grid(1, 4, width=3.4, height=3.6)
     steps = np.array([dump.step for dump in dumps]) / 1e6
     contributions = np.array([x.contributions for x in replays])  # [dumps, 4, K]
-    num_tasks = contributions.shape[2]
+    place = [dumps[0].tasks.index(task) for task in run.tasks]
+    styles = r.task_styles(run.tasks, contributions[-1, 0, place])
     for column, (axis, title) in enumerate(zip(axes[0], PANELS)):
-        for k in range(num_tasks):
+        for k, task in zip(place, run.tasks):
             y = contributions[:, column, k]
-            color = r.plt.get_cmap("viridis")(k / max(num_tasks - 1, 1))
-            style = {"color": color, "linewidth": 0.9, "alpha": 0.8}
             size = np.where(y == 0, np.nan, np.abs(y))
-            axis.plot(steps, size, marker=".", markersize=4, **style)
-            axis.plot(steps[y < 0], -y[y < 0], "x", markersize=6, color=color)
+            axis.plot(steps, size, marker=".", markersize=4, **styles[task])
+            axis.plot(steps[y < 0], -y[y < 0], "x", markersize=6, color=styles[task]["color"])
         axis.set(yscale="log", title=title, xlabel="million environment steps")
     low, high = zip(*(axis.get_ylim() for axis in axes[0, :2]))
     for axis in axes[0, :2]:
@@ -132,7 +132,10 @@ def draw(run, dumps, replays):
     for axis in axes[0, 2:]:
         axis.set_ylim(0.1, 10)
     axes[0, 0].set_ylabel("contribution $w_k (Gw)_k$")
-    source = f"{r.METHODS[run.script]}, {run.task_set}, {run.reward.upper()}, seed {run.seed}"
+    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False}
+    axes[0, 3].legend(fontsize=8, **beside)
+    source = f"{r.METHODS[run.script]}, {run.task_set}, {run.reward.upper()}"
+    source += f", n = 1 (seed {run.seed})"
     figure.suptitle(source, fontsize=10)
     return figure
 

@@ -39,9 +39,9 @@ TAGS = [
     "speed/update_steps_per_second",
 ]
 TITLES = [
-    "success, evaluated (dotted: three worst tasks)",
-    "success while training",
-    "explained variance, mean over tasks",
+    "success, evaluated, % (dotted: worst {k})",
+    "success while training, %",
+    "explained variance, mean over tasks, %",
 ]
 
 
@@ -66,6 +66,11 @@ def mean(values):
     return sum(values) / len(values)
 
 
+def tail(success):
+    """k of the worst-k for the runs' number of tasks."""
+    return r.tail_size(len(next(iter(success.values()))))
+
+
 def write_scalars(path, logged):
     rows = [
         (int(step), tag, f"{value:.6g}")
@@ -77,16 +82,16 @@ def write_scalars(path, logged):
         csv.writer(file).writerows([("step", "tag", "value"), *sorted(rows)])
 
 
-def plot(axes, name, success, logged):
+def plot(axes, name, color, success, logged):
     steps = [step / 1e6 for step in success]
-    means = [mean(rates) for rates in success.values()]
-    worst = [mean(sorted(rates)[:3]) for rates in success.values()]
-    (line,) = axes[0].plot(steps, means, marker="o", label=name)
+    means = [100 * mean(rates) for rates in success.values()]
+    worst = [100 * mean(sorted(rates)[: tail(success)]) for rates in success.values()]
+    (line,) = axes[0].plot(steps, means, marker="o", label=name, color=color)
     axes[0].plot(steps, worst, marker=".", linestyle=":", color=line.get_color())
     for axis, tag in zip(axes[1:], ("train_success/mean", "explained_variance/mean")):
         if tag in logged:
             steps, values = logged[tag]
-            axis.plot(steps / 1e6, values, marker=".", label=name, color=line.get_color())
+            axis.plot(steps / 1e6, 100 * values, marker=".", label=name, color=line.get_color())
 
 
 def main():
@@ -100,9 +105,11 @@ def main():
         logged = r.scalars(run)
         shutil.copy(run / "evals.csv", args.out / f"{name}_evals.csv")
         write_scalars(args.out / f"{name}_scalars.csv", logged)
-        plot(axes, name, success_by_step(run / "evals.csv"), logged)
+        success = success_by_step(run / "evals.csv")
+        plot(axes, name, r.PALETTE[i % len(r.PALETTE)], success, logged)
     for axis, title in zip(axes, TITLES):
-        axis.set(title=title, xlabel="million environment steps", ylim=(-0.03, 1.03))
+        title = title.format(k=tail(success))
+        axis.set(title=title, xlabel="million environment steps", ylim=(-3, 103))
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.savefig(args.out / "curves.png", dpi=110)

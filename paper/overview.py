@@ -31,7 +31,7 @@ def mean_shares(seeds, step):
     return np.array([np.mean([x[task] for x in each]) for task in run.tasks])
 
 
-def draw(tasks, parts, success, step):
+def draw(tasks, parts, success, step, count):
     """parts, success: {script: [K]}, in the order that the tasks are drawn in."""
     figure, (left, right) = r.plt.subplots(
         1, 2, figsize=(10, 3.4), layout="constrained", sharey=True
@@ -41,9 +41,9 @@ def draw(tasks, parts, success, step):
         style = {"height": 0.4, "color": r.COLORS[script], "label": r.METHODS[script]}
         left.barh(y + shift, 100 * parts[script], **style)
         right.barh(y + shift, 100 * success[script], **style)
-    left.set(title="part in the combined critic gradient, %", yticks=y)
+    left.set(title="part in the critic's gradient, %, n = 1", yticks=y)
     left.set_yticklabels([task.removesuffix("-v3") for task in tasks])
-    right.set(title=f"success at {r.millions(step)} steps, %", xlim=(0, 100))
+    right.set(title=f"success at {r.millions(step)} steps, %, {count}", xlim=(0, 100))
     right.legend(loc="lower right")
     for axis in (left, right):
         axis.grid(alpha=0.3, axis="x")
@@ -68,9 +68,9 @@ def overview(runs):
         for script in SCRIPTS:
             header.append(f"{r.METHODS[script]}: {what}")
             columns.append([f"{100 * x:.1f}" for x in values[script]])
-    lines = r.heading(key, methods) + r.table(header, zip(tasks, *columns))
+    lines = r.heading(key, methods, SCRIPTS) + r.table(header, zip(tasks, *columns))
     title = "Who moves the critic, and what is learned"
-    return title, lines, draw(tasks, parts, success, key[2])
+    return title, lines, draw(tasks, parts, success, key[2], r.seed_counts(methods))
 
 
 ITEMS = {"overview": overview}

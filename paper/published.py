@@ -1,8 +1,106 @@
 """Numbers that the paper publishes, as far as its text gives them, for the column beside ours.
 
 The text that this was written from had lost the cells of most tables: what is absent here is in the
-paper's tables, and can be added below.
+paper's tables, and can be added below. The paper's Figure 1 is in published_figure1.csv: values
+that are printed in the picture are exact, the others are read off it.
 """
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+# Figure 1: MT50, V2 rewards, mean success. Steps are in millions, success is in percent.
+SOURCE = """\
+The paper's values are of its Figure 1 (MT50, V2, 10 seeds; the baselines 8 seeds, final scores at
+100 M steps, from Cho et al., ICML 2025), in `paper/published_figure1.csv`. Values with ≈ are read
+off the picture, to about 0.5 points; the others are printed in it."""
+# Half the width of the paper's band over seeds before 10 M steps, about, read off the same picture
+BAND = 5
+BAND_UNTIL = 10
+
+
+class Point(NamedTuple):
+    step: float
+    success: float
+    exact: bool  # printed in the picture, else read off it
+
+
+class Baseline(NamedTuple):
+    name: str
+    final: float  # at 100 M steps, mean over 8 seeds
+    std: float
+    exact: bool
+    crossing: float | None  # where the picture says that TOPPO has got there
+
+
+def figure_1_rows(kind: str) -> list[dict[str, str]]:
+    """The rows of published_figure1.csv of a kind: curve, crossing or baseline."""
+    text = Path(__file__).with_name("published_figure1.csv").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return [row for row in csv.DictReader(lines) if row["kind"] == kind]
+
+
+def figure_1_curve(method: str) -> list[Point]:
+    return [
+        Point(float(row["step_m"]), float(row["success"]), row["exact"] == "yes")
+        for row in figure_1_rows("curve")
+        if row["method"] == method
+    ]
+
+
+def figure_1_baselines() -> list[Baseline]:
+    """The published baselines, the weakest first."""
+    crossings = {row["method"]: float(row["step_m"]) for row in figure_1_rows("crossing")}
+    found = [
+        Baseline(
+            name=row["method"],
+            final=float(row["success"]),
+            std=float(row["std"]),
+            exact=row["exact"] == "yes",
+            crossing=crossings.get(row["method"]),
+        )
+        for row in figure_1_rows("baseline")
+    ]
+    return sorted(found, key=lambda baseline: baseline.final)
+
+
+CURVES = {
+    "toppo_mt50": figure_1_curve("TOPPO"),
+    "vanilla_mtppo": figure_1_curve("Vanilla MT-PPO"),
+}
+BASELINES = figure_1_baselines()
+
+
+def papers_success(script: str, step: float) -> float | None:
+    """The paper's curve at a step in millions, linear between the steps that could be read off.
+
+    There is none before the first of them, where the curve rises most, nor after the last.
+    """
+    steps, success, _ = zip(*CURVES[script])
+    if not steps[0] <= step <= steps[-1]:
+        return None
+    return float(np.interp(step, steps, success))
+
+
+def first_crossing(
+    steps: Sequence[float], success: Sequence[float], level: float
+) -> tuple[int, float] | None:
+    """Where a curve first reaches a level: the point's index, and the step by interpolation.
+
+    The step is on the line from the point before. None if no point reaches the level.
+    """
+    reached = [i for i, value in enumerate(success) if value >= level]
+    if not reached:
+        return None
+    i = reached[0]
+    if i == 0:
+        return 0, steps[0]
+    share = (level - success[i - 1]) / (success[i] - success[i - 1])
+    return i, steps[i - 1] + share * (steps[i] - steps[i - 1])
+
 
 # Success in percent, 10 seeds: the mean at the final checkpoint on V2, after 20 M steps on MT10 and
 # 100 M on MT50, and the IQM on V1.
@@ -48,6 +146,8 @@ MATCHED_AT = [
     ("PaCo", 33909, 2),
     ("PCGrad-SAC", 2031, 5),
 ]
+# Their final IQM on MT50 V1, as far as secondary notes on Meta-World+ (arXiv 2505.11289) give it
+BASELINE_IQM = {"Soft Modularization": 60.6, "MOORE": 61.2, "PaCo": 18.6}
 
 # Table D.11: step of the best checkpoint in millions, over 10 seeds: median, quartiles, least and
 # most.

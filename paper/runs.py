@@ -6,8 +6,10 @@ matplotlib figure or None.
 """
 
 import csv
+import hashlib
 import json
 import math
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -58,6 +60,8 @@ PALETTE = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0
 COLORS = dict(zip(METHODS, 3 * PALETTE))
 DASHES = {s: "-" if s in LADDER else (0, (4, 1.5)) for s in METHODS}
 WORST = (1, 3, 5, 10, 20)
+PERCENT = (0.0, 100.0)  # what no band of a success rate leaves
+MOST_NAMED = 2 * len(PALETTE)  # tasks that a figure can tell apart: each colour, solid and dashed
 
 # What the runs of a comparison may differ in. All other flags must agree: seeds of one method are
 # told apart by the seed alone.
@@ -118,6 +122,7 @@ class Dump(NamedTuple):
     """A gradient dump. Of the gradients themselves only inner products matter here."""
 
     step: int
+    tasks: list[str]  # [K]
     critic_gram: Array  # G [K, K], in fp64
     sigma: Array | None  # [K], PopArt's
 
@@ -293,9 +298,9 @@ def worst(rates: Array, k: int | None) -> Array:
 def tail_size(num_tasks: int) -> int:
     """k of the worst-k where a table has room for one.
 
-    It is the paper's 10 where that is a part of the tasks, else 3, else 1.
+    It is the paper's 10 where that is a part of the tasks, 5 on MT10, else 3, else 1.
     """
-    return next(k for k in (10, 3, 1) if k < num_tasks or k == 1)
+    return next(k for k in (10, 5, 3, 1) if k < num_tasks or k == 1)
 
 
 def best(success: Array) -> Array:
@@ -323,20 +328,24 @@ def iqm(success: Array) -> tuple[float, Array | None, float | None]:
     """rliable's interquartile mean of the last checkpoint over seeds and tasks.
 
     Returns it, its 95% stratified bootstrap interval and the std over seeds of each seed's own
-    IQM. The last two are None for a single seed.
+    IQM. The std is None for a single seed, the interval for fewer than three: resampling two seeds
+    knows three outcomes only.
     """
     from rliable import library, metrics  # imports pandas and more, which only this needs
 
     scores = success[:, -1]
+    value = metrics.aggregate_iqm(scores)
     if len(scores) == 1:
-        return metrics.aggregate_iqm(scores), None, None
+        return value, None, None
+    std = np.std([metrics.aggregate_iqm(seed[None]) for seed in scores], ddof=1)
+    if len(scores) == 2:
+        return value, None, std
     # rliable 1.2 draws from numpy's global state, whatever random_state it is given
     np.random.seed(0)  # noqa: NPY002
     _, intervals = library.get_interval_estimates(
         {"x": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000
     )
-    each = [metrics.aggregate_iqm(seed[None]) for seed in scores]
-    return metrics.aggregate_iqm(scores), intervals["x"][:, 0], np.std(each, ddof=1)
+    return value, intervals["x"][:, 0], std
 
 
 # Markdown.
@@ -375,10 +384,12 @@ def table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> list[str]:
     ]
 
 
-def heading(key: Key, methods: dict[str, Seeds]) -> list[str]:
+def heading(
+    key: Key, methods: dict[str, Seeds], expected: Iterable[str] = tuple(LADDER)
+) -> list[str]:
     """A section's title, and what its numbers rest on where that is less than the paper's.
 
-    methods: {script: Seeds}.
+    methods: {script: Seeds}; expected: the scripts that a whole table has.
     """
     runs = [run for seeds in methods.values() for run in seeds.runs]
     num_tasks = len(runs[0].tasks)
@@ -394,6 +405,13 @@ def heading(key: Key, methods: dict[str, Seeds]) -> list[str]:
         lines += ["One seed each: an illustration, no comparison.", ""]
     elif most < 10:
         lines += [f"Few seeds, {seed_counts(methods)}; the paper has 10.", ""]
+    absent = [
+        f"{METHODS[script]} (`{SCRIPT_PATHS[script]}`)"
+        for script in expected
+        if script not in methods
+    ]
+    if absent:
+        lines += [f"No row, as no run was evaluated at this step: {', '.join(absent)}.", ""]
     return lines
 
 
@@ -404,6 +422,12 @@ def row_start(seeds: Seeds) -> list[str | int]:
 
 ROW_START = ["method", "n"]
 STATISTICS = "Mean ± sample std over n seeds; a single seed has no std."
+CURVES = """\
+Curves are means over seeds. From three seeds on there is a band of one sample std; two seeds are
+thin lines beside their mean."""
+SIGMA = """\
+σ is PopArt's: the std of the critic's targets, which are discounted returns (GAE's λ-returns). It
+is not that of an episode's plain sum of rewards, `mean_return` in evals.csv."""
 
 
 # What a run logs and dumps.
@@ -469,7 +493,7 @@ def read_dump(file: Path) -> Dump:
         with np.load(file, allow_pickle=False) as x:
             G = x["critic_gram"] if "critic_gram" in x else gram(x["critic_gradients"])
             sigma = x["popart_sigma"] if "popart_sigma" in x else None
-            return Dump(int(x["global_step"]), G, sigma)
+            return Dump(int(x["global_step"]), x["tasks"].tolist(), G, sigma)
     except (BadZipFile, EOFError, KeyError, ValueError) as error:
         what = f"no gradient dump as dump_gradients.py writes it ({error})"
         raise Missing(f"{file}: {what}; delete it") from error
@@ -500,7 +524,15 @@ def how_to_dump(script: str) -> str:
 
 
 def early_middle_late(files: list[Path]) -> dict[str, Path]:
-    """{"early": first, "middle": .., "late": last} of files; fewer names for fewer than three."""
+    """{"early": first, "middle": .., "late": last} of dumps; fewer names for fewer than three.
+
+    Early is after the first collects. A dump of the initial networks, before anything was learned,
+    counts only where there is no other.
+    """
+    learned = [file for file in files if read_dump(file).step > 0]
+    if not learned:
+        return {"initialisation": files[0]}
+    files = learned
     names = {1: ["only"], 2: ["early", "late"]}.get(len(files), ["early", "middle", "late"])
     positions = np.linspace(0, len(files) - 1, len(names)).astype(int)
     return {name: files[i] for name, i in zip(names, positions)}
@@ -532,18 +564,47 @@ def plot_band(
     values: Array,
     script: str,
     label: str | None = None,
+    limits: tuple[float, float] = (-math.inf, math.inf),
     **style: Any,
 ) -> None:
-    """A mean curve over seeds, with a band of one sample std if there are two. values: [n, C]."""
+    """A mean curve over seeds. values: [n, C].
+
+    From three seeds on it has a band of one sample std, cut off at limits. The std of two is no
+    more than their distance: both are drawn as thin lines instead.
+    """
     style = {"color": COLORS[script], "linestyle": DASHES[script], "linewidth": 1.6, **style}
     marker = "o" if len(steps) <= 30 else None
     x = steps / 1e6
     mean = values.mean(0)
     axis.plot(x, mean, marker=marker, markersize=3, label=label, **style)
-    if len(values) > 1:
+    if len(values) == 2:
+        for seed in values:
+            axis.plot(x, seed, **{**style, "linewidth": 0.6})
+    elif len(values) > 2:
         std = values.std(0, ddof=1)
         band = {"color": style["color"], "alpha": 0.18, "linewidth": 0}
-        axis.fill_between(x, mean - std, mean + std, **band)
+        axis.fill_between(x, np.clip(mean - std, *limits), np.clip(mean + std, *limits), **band)
+
+
+def task_styles(tasks: Sequence[str], last: Array) -> dict[str, dict[str, Any]]:
+    """{task: style of its line}, with labels for as many tasks as can be told apart.
+
+    Where there are more, these are the tasks with the largest and with the smallest of last [K];
+    the others are grey.
+    """
+    order = np.argsort(last)
+    ends = [*order[: MOST_NAMED // 2], *order[-(MOST_NAMED // 2) :]]
+    named = sorted(ends) if len(tasks) > MOST_NAMED else range(len(tasks))
+    grey = {"color": "#BBBBBB", "linestyle": "-", "linewidth": 0.6, "zorder": 1}
+    styles: dict[str, dict[str, Any]] = {task: grey for task in tasks}
+    for i, k in enumerate(named):
+        styles[tasks[k]] = {
+            "color": PALETTE[i % len(PALETTE)],
+            "linestyle": "--" if i >= len(PALETTE) else "-",
+            "linewidth": 1.1,
+            "label": tasks[k].removesuffix("-v3"),
+        }
+    return styles
 
 
 def grid(
@@ -576,6 +637,39 @@ def legend_below(figure: Figure) -> None:
     figure.legend([*labelled.values()], [*labelled], loc="outside lower center", **style)
 
 
+# Notes, written by hand.
+
+
+def hash_of(runs: Iterable[Run]) -> str:
+    """Of what the runs evaluated and logged, whatever their folders' names and order."""
+    each = []
+    for run in runs:
+        content = hashlib.sha256()
+        for name in ("evals.csv", "scalars.csv"):
+            if (run.path / name).exists():
+                content.update((run.path / name).read_bytes())
+        each.append(content.hexdigest())
+    return hashlib.sha256("".join(sorted(each)).encode()).hexdigest()[:12]
+
+
+def read_note(file: Path, hashes: Iterable[str], command: str) -> list[str]:
+    """The lines of a note on tables or figures: none where it is of other runs than these.
+
+    Its first line names the runs that it speaks of, <!-- runs: HASH HASH -->, each of which must be
+    among hashes. command: shows the right ones.
+    """
+    if not file.exists():
+        return []
+    first, _, rest = file.read_text().partition("\n")
+    found = re.fullmatch(r"<!-- runs: ([0-9a-f ]+) -->", first)
+    if found and set(found[1].split()) <= set(hashes):
+        return rest.splitlines()
+    lack = f"it is of the runs {found[1]}" if found else "its first line names no runs"
+    reason = f"{file.name} is left out: {lack}; the hashes of these runs: {command}"
+    print(reason, file=sys.stderr)
+    return [f"*{reason}*"]
+
+
 # The command line.
 
 
@@ -583,8 +677,17 @@ def legend_below(figure: Figure) -> None:
 class Args:
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """run directories, written by a training script or by compact.py, or folders of them"""
-    out: Path = Path("results/paper")
-    """folder that the Markdown and PNG files go to"""
+    out: Path | None = None
+    """folder that the Markdown and PNG files go to; none: paper/ beside the runs"""
+
+
+def default_out(paths: Sequence[Path]) -> Path:
+    """paper/ beside the first run, or in the folder of runs.
+
+    What is in results/ is of the runs there: a reader's own tables are not written over it.
+    """
+    first = paths[0] if paths else Path("runs")
+    return (first.parent if (first / "args.json").exists() else first) / "paper"
 
 
 Made = dict[str, tuple[str, list[str]] | Missing]  # {name: (title, Markdown lines) or why not}
@@ -617,15 +720,16 @@ def fail(reason: Missing) -> NoReturn:
 
 def main(doc: str, items: Items) -> None:
     args = tyro.cli(Args, description=doc)
+    out = args.out or default_out(args.runs)
     try:
-        made = produce(items, load_runs(args.runs), args.out)
+        made = produce(items, load_runs(args.runs), out)
     except Missing as reason:
         made = {Path(sys.argv[0]).stem: reason}
     for name, result in made.items():
         if isinstance(result, Missing):
             print(f"{name}: {result}", file=sys.stderr)
         else:
-            image = " and .png" if (args.out / f"{name}.png").exists() else ""
-            print(f"wrote {args.out / name}.md{image}")
+            image = " and .png" if (out / f"{name}.png").exists() else ""
+            print(f"wrote {out / name}.md{image}")
     if all(isinstance(result, Missing) for result in made.values()):
         sys.exit(2)

@@ -11,8 +11,8 @@ from published import ABSENT, BUDGET, IQM, MATCHED_AT, published
 
 NOTE = (
     "IQM in percent of all seeds' success rates per task at the last checkpoint (rliable). "
-    "95 % interval: rliable's stratified bootstrap over seeds, 2,000 resamples; from few seeds it "
-    "is too narrow. ±: sample std of each seed's own IQM over tasks. A single seed has neither."
+    "95 % interval: rliable's stratified bootstrap over seeds, 2,000 resamples, from three seeds "
+    "on; from few seeds it is too narrow. ±: sample std of each seed's own IQM over tasks."
 )
 D3_COLUMNS = [
     "method",
@@ -30,10 +30,11 @@ D3_COLUMNS = [
 def cells(seeds):
     """The IQM with its std, and the interval."""
     value, interval, std = r.iqm(seeds.success)
-    if interval is None or std is None:
-        return [f"{100 * value:.1f}", "–"]
+    score = f"{100 * value:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
+    if interval is None:
+        return [score, "–"]
     low, high = 100 * interval
-    return [f"{100 * value:.1f} ± {100 * std:.1f}", f"{low:.1f} to {high:.1f}"]
+    return [score, f"{low:.1f} to {high:.1f}"]
 
 
 def table_3(runs):

@@ -54,7 +54,7 @@ def table_d1(runs):
                 numbers = [len(end), *map(r.percent, scores[cell])]
                 rows.append([f"`{r.SCRIPT_PATHS[script]}`", *on, *numbers])
         header = ["script", "LN-c", "PopArt", "FG-c", "n", "mean", f"worst {k}"]
-        lines += r.heading(key, methods) + r.table(header, rows)
+        lines += r.heading(key, methods, CUBE) + r.table(header, rows)
         added = what_popart_adds(scores)
         if added:
             lines += ["What PopArt adds (difference of means, in points):", ""]

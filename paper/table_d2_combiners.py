@@ -19,7 +19,7 @@ COMBINERS = {  # script: (actor, critic)
 COLUMNS = ["actor", "critic", "n", "best", "final", "IQM (95 % interval)", "paper's final"]
 NOTE = (
     "Success in percent. Best: each seed's best checkpoint. Final, IQM: the last. "
-    "Interval: rliable's bootstrap of seeds."
+    "Interval: rliable's bootstrap of seeds, from three seeds on."
 )
 
 
@@ -37,7 +37,7 @@ def table_d2(runs):
                 iqm += f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
             scores = [r.percent(r.best(success)), r.percent(r.final(success)), iqm]
             rows.append([*sides, len(success), *scores, published(FINAL, script, *key[:2])])
-        lines += r.heading(key, methods) + r.table(COLUMNS, rows)
+        lines += r.heading(key, methods, COMBINERS) + r.table(COLUMNS, rows)
     lines.append(f"{NOTE} {r.STATISTICS} {ABSENT} The paper's is MT50 on V2.")
     return "Table D.2: combiners per side", lines, None
 

@@ -5,6 +5,7 @@ Expected numbers are worked out by hand.
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -130,6 +131,21 @@ def test_table_2(runs, tmp_path):
     assert row(lines, "Vanilla MT-PPO") == "1 | 10.0 | – | 0.0 | 0.0 | 0.0"
     ladder = ["Vanilla MT-PPO", "+LN-c", "+LN-c +PopArt", "+LN-c +FG-c", "+LN-c +PopArt +FG-c"]
     assert first_column(lines) == [*ladder, "TOPPO", "+PopArt", "+PopArt +FG-c"]
+    assert not any("No row" in line for line in lines)
+
+
+def test_rows_that_are_missing_are_said(runs, tmp_path):
+    """Of the ladder; in Table D.1 of the cube, which has no TOPPO, and in D.2 of the combiners."""
+    paths = [runs / "vanilla", runs / "toppo1", runs / "ln"]
+    start = "No row, as no run was evaluated at this step: "
+    rungs = "+LN-c +PopArt (`ablations/ln_popart.py`), +LN-c +FG-c (`ablations/ln_fairgrad.py`), "
+    rungs += "+LN-c +PopArt +FG-c (`ablations/ln_popart_fairgrad.py`)"
+    for name in ("table_2", "table_d5", "table_d10", "table_d11", "figure_1"):
+        assert f"{start}{rungs}." in make(name, paths, tmp_path)
+    (line,) = [line for line in make("table_d1", paths, tmp_path) if line.startswith(start)]
+    assert "`ablations/popart_fairgrad.py`" in line and "toppo" not in line
+    (line,) = [line for line in make("table_d2", paths, tmp_path) if line.startswith(start)]
+    assert "`ablations/ln_popart_cagrad_cagrad.py`" in line and "vanilla" not in line
 
 
 def test_one_seed_is_called_an_illustration(runs, tmp_path):
@@ -161,8 +177,9 @@ def trimmed_mean(values):
 def test_tables_3_and_d3(runs, tmp_path):
     """Of TOPPO's 20 rates on V2, 0.3 (x3), 0.4, 0.5, 0.6, 0.7, 0.8, 0.9 (x2) are left, mean 0.57.
 
-    The seeds' own IQM are 0.55 and 0.6. On V1 they are 0.6 and 0.62 everywhere, together 0.61. The
-    interval is checked against a bootstrap written out here.
+    The seeds' own IQM are 0.55 and 0.6. On V1 they are 0.6 and 0.62 everywhere, together 0.61. Two
+    seeds have no interval. With a third, 0.7 everywhere, it is checked against a bootstrap written
+    out here.
     """
 
     def write(name, script, seed, rates):
@@ -172,21 +189,24 @@ def test_tables_3_and_d3(runs, tmp_path):
     v1 = [write("toppo1", "toppo_mt50", 1, 0.6), write("toppo2", "toppo_mt50", 2, 0.62)]
     v1.append(write("ln", "ln", 1, RAMP))
     lines = make("table_3", [runs, *v1], tmp_path)
-    n, value, between, paper = cells(lines, "TOPPO")
-    assert (n, value, paper) == ("2", "61.0 ± 1.4", "–")  # the paper's is on MT50
+    assert row(lines, "TOPPO") == "2 | 61.0 ± 1.4 | – | –"  # the paper's is on MT50
     assert row(lines, "+LN-c") == "1 | 55.0 | – | –"  # (0.3 + ... + 0.8) / 6
 
     lines = make("table_d3", [runs, *v1], tmp_path)
-    assert cells(lines, "TOPPO")[:4] == ["2", "61.0 ± 1.4", between, "–"]
-    n, value, interval, gap = cells(lines, "TOPPO")[4:]
-    assert (n, value, gap) == ("2", "57.0 ± 3.5", "-4.0")
+    v1_cells = "2 | 61.0 ± 1.4 | – | –"
+    assert row(lines, "TOPPO") == f"{v1_cells} | 2 | 57.0 ± 3.5 | – | -4.0"
     assert row(lines, "Vanilla MT-PPO") == "– | – | – | – | 1 | 0.0 | – | –"
     assert cells(lines, "+LN-c")[-4:] == ["1", "20.0", "–", "-35.0"]
 
+    third = write_run(tmp_path / "third", "toppo_mt50", 3, {0: 0, 800_000: 0.7})
+    lines = make("table_d3", [runs, *v1, third], tmp_path)
+    n, value, interval, _ = cells(lines, "TOPPO")[4:]
+    assert n == "3"
+    scores = np.array([RAMP, HALVES, [0.7] * 10])
+    assert value.startswith(f"{100 * trimmed_mean(scores.flatten()):.1f} ± ")
     rng = np.random.default_rng(1)
-    scores = np.array([RAMP, HALVES])
     draws = [
-        trimmed_mean([scores[rng.integers(2), k] for _ in range(2) for k in range(10)])
+        trimmed_mean([scores[rng.integers(3), k] for _ in range(3) for k in range(10)])
         for _ in range(4000)
     ]
     found = [float(x) for x in interval.split(" to ")]
@@ -194,7 +214,7 @@ def test_tables_3_and_d3(runs, tmp_path):
 
 
 def test_the_bootstrap_is_seeded():
-    success = np.random.default_rng(1).random((2, 1, 10))
+    success = np.random.default_rng(1).random((3, 1, 10))
     np.testing.assert_array_equal(r.iqm(success)[1], r.iqm(success)[1])
 
 
@@ -205,7 +225,7 @@ def test_table_d1(runs, tmp_path):
     assert not any("toppo" in line for line in lines)
     assert cells(lines, "with LN-c, no FG-c") == ["+10.0", "+10.0"]  # 20 to 30
     assert cells(lines, "with LN-c, with FG-c") == ["+5.0", "+5.0"]  # 40 to 45
-    assert cells(lines, "no LN-c, no FG-c") == ["+5.0", "+15.0"]  # 10 to 15; worst 3: 0 to 15
+    assert cells(lines, "no LN-c, no FG-c") == ["+5.0", "+15.0"]  # 10 to 15; worst 5: 0 to 15
     assert not rows(lines, "no LN-c, with FG-c")  # there is no run of fairgrad.py
 
 
@@ -216,7 +236,7 @@ def test_table_d2(runs, tmp_path):
     assert fairgrad == ["FG (α = 1)", "1", "45.0", "45.0", "45.0", "–"]
     *toppo, iqm, paper = cells(lines, "PCGrad")
     assert toppo == ["FG (α = 1)", "2", "62.5 ± 10.6", "57.5 ± 3.5"]  # best 55, 70; final 55, 60
-    assert iqm.startswith("57.0 (")
+    assert iqm == "57.0"  # two seeds have no interval
     assert paper == "97.2 at 20 M"
 
 
@@ -342,29 +362,88 @@ def drawn(name, paths):
 
 
 def test_figure_1(runs, tmp_path):
-    """Curves of TOPPO's seeds' mean; a band for it alone, as the other has one seed."""
+    """Curves of TOPPO's seeds' mean."""
     paths = [runs / "vanilla", runs / "toppo1", runs / "toppo2"]
     lines = make("figure_1", paths, tmp_path)
     assert row(lines, "TOPPO") == "2 | 57.5 ± 3.5 | 30.0 ± 0.0 | 25.0 ± 7.1 | 20.0 ± 14.1"
     panels = drawn("figure_1", paths)
-    assert [*panels] == ["MT10: all 10 tasks, n = 1 to 2", "worst 5", "worst 3", "worst 1"]
-    for title, vanilla, toppo in (
-        ("MT10: all 10 tasks, n = 1 to 2", [0, 20, 10], [0, 60, 57.5]),
+    kinds = ["mean of 10 tasks", "worst 5", "worst 3", "worst 1"]
+    assert [*panels] == [f"MT10, {kind}, n = 1 to 2" for kind in kinds]
+    for kind, vanilla, toppo in (
+        ("mean of 10 tasks", [0, 20, 10], [0, 60, 57.5]),
         ("worst 3", [0, 20, 0], [0, 60, 25]),
     ):
-        curves, bands = panels[title]
-        assert bands == 1
+        curves, _ = panels[f"MT10, {kind}, n = 1 to 2"]
         np.testing.assert_allclose(curves["Vanilla MT-PPO"], [[0, 0.4, 0.8], vanilla])
         np.testing.assert_allclose(curves["TOPPO"], [[0, 0.4, 0.8], toppo])
+        assert not any("paper" in label for label in curves)
+
+
+def test_figure_1_leaves_out_what_is_flat_at_zero(tmp_path):
+    """Of nine tasks at 0 only the worst 5, 3 and 1 are 0 throughout."""
+    run = write_run(tmp_path / "run", "ln", 1, {0: 0, 400_000: [0] * 5 + [0.5] * 5})
+    left_out = "MT10, V2, 0.4 M steps: not drawn, as at 0 throughout: worst 5, worst 3, worst 1."
+    assert left_out in make("figure_1", [run], tmp_path)
+    assert [*drawn("figure_1", [run])] == ["MT10, mean of 10 tasks, n = 1"]
+    figure = item("figure_1", [run])[2]
+    assert figure.axes[0].get_xlabel().endswith("(worst 5, worst 3, worst 1: 0 throughout)")
+    # The mean is drawn even so
+    nothing = write_run(tmp_path / "nothing", "ln", 2, {0: 0, 400_000: 0})
+    assert [*drawn("figure_1", [nothing])] == ["MT10, mean of 10 tasks, n = 1"]
+
+
+def test_bands_are_of_three_seeds_and_stay_within_limits():
+    """Seeds at 0, 0 and 90: mean 30, std 52."""
+    steps = np.array([0, 1_000_000])
+    for values, num_lines in (
+        ([[0, 0]], 1),
+        ([[0, 0], [0, 90]], 3),
+        ([[0, 0], [0, 0], [0, 90]], 1),
+    ):
+        axis = r.plt.figure().add_subplot()
+        r.plot_band(axis, steps, np.array(values, float), "ln", "name", limits=r.PERCENT)
+        assert len(axis.lines) == num_lines
+        np.testing.assert_allclose(axis.lines[0].get_ydata(), np.mean(values, 0))
+        assert len(axis.collections) == (len(values) == 3)
+    band = axis.collections[0].get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose((band.min(), band.max()), (0, 30 + 90 / 3**0.5))
+    thin = [line.get_linewidth() for line in r.plt.figure(r.plt.get_fignums()[-2]).axes[0].lines]
+    assert thin[1] == thin[2] < thin[0]
+    r.plt.close("all")
+
+
+@pytest.mark.parametrize("num_tasks, k", [(50, 10), (25, 10), (10, 5), (4, 3), (3, 1), (1, 1)])
+def test_tail_size(num_tasks, k):
+    assert r.tail_size(num_tasks) == k
 
 
 def test_figure_4(runs, tmp_path):
+    """The worst 5 of RAMP and HALVES are 30. Of two seeds the std is no bar."""
     lines = make("figure_4", [runs], tmp_path)
-    assert row(lines, "TOPPO") == "2 | 57.5 ± 3.5 | 25.0 ± 7.1"
+    assert row(lines, "TOPPO") == "2 | 57.5 ± 3.5 | 30.0 ± 0.0"
     assert not rows(lines, "+PopArt")
-    curves, _ = drawn("figure_4", [runs])["MT10, V2, 0.8 M steps"]
-    np.testing.assert_allclose(curves["mean"][1], [10, 20, 30, 40, 45, 57.5])
-    np.testing.assert_allclose(curves["worst 3"][1], [0, 20, 30, 40, 45, 25])
+    curves, bars = drawn("figure_4", [runs])["MT10, V2, 0.8 M steps, n = 1 to 2"]
+    assert bars == 0
+    np.testing.assert_allclose(curves["mean of 10 tasks"][1], [10, 20, 30, 40, 45, 57.5])
+    np.testing.assert_allclose(curves["worst 5"][1], [0, 20, 30, 40, 45, 30])
+    places = [0, 1, 1.7, 2.3, 3, 4]
+    np.testing.assert_allclose(curves["worst 5"][0], places)
+    third = write_run(tmp_path / "third", "toppo_mt50", 3, {0: 0, 800_000: 0.5})
+    assert drawn("figure_4", [runs, third])["MT10, V2, 0.8 M steps, n = 1 to 3"][1] == 2
+
+
+def test_figure_4_connects_rungs_that_contain_each_other(runs):
+    """PopArt's and FairGrad's rungs are side by side; without a rung its neighbours meet."""
+    figure = item("figure_4", [runs])[2]
+    segments = {
+        tuple(line.get_xdata()) for line in figure.axes[0].lines if len(line.get_xdata()) == 2
+    }
+    up = [(0, 1), (1, 1.7), (1, 2.3), (1.7, 3), (2.3, 3), (3, 4)]
+    assert {(round(a, 3), round(b, 3)) for a, b in segments if a != b} == set(up)
+    figures = import_module("figure_1_4_d6_d7_learning_curves")
+    assert figures.steps_up(["vanilla_mtppo", "toppo_mt50"]) == [("vanilla_mtppo", "toppo_mt50")]
+    assert figures.places(["vanilla_mtppo", "toppo_mt50"]) == {"vanilla_mtppo": 0, "toppo_mt50": 1}
+    assert figures.steps_up(["ln_popart", "ln_fairgrad"]) == []
 
 
 @pytest.mark.parametrize("name, reward", [("figure_d6", "v2"), ("figure_d7", "v1")])
@@ -377,7 +456,7 @@ def test_figures_d6_and_d7(name, reward, tmp_path):
             paths.append(write_run(path, "toppo_mt50", seed, success, reward_version=version))
     assert row(make(name, paths, tmp_path), "TOPPO") == "2 | 50.0 ± 35.4"
     ((title, (curves, bands)),) = drawn(name, paths).items()
-    assert (title, bands) == (f"MT10, {reward.upper()}, 0.4 M steps", 1)
+    assert (title, bands) == (f"MT10, {reward.upper()}, 0.4 M steps, n = 2", 0)
     np.testing.assert_allclose(curves["TOPPO (n = 2)"], [[0, 0.4], [0, 50]])
     assert ("paper's TOPPO at 20 M: 97.2" in curves) == (reward == "v2")
 
@@ -403,8 +482,12 @@ def test_mt50(reward, names, tmp_path):
     lines = make(names[0], [run], tmp_path)
     expected = [f"| task{k:02}-v3 | {k}.0 |" for k in range(50)]
     assert [line for line in lines if "-v3" in line] == expected
+    lines = make(names[1], [run], tmp_path)
+    assert "At 0 throughout and not drawn: task00-v3." in lines
     panels = drawn(names[1], [run])
-    assert [*panels] == tasks
+    assert [*panels] == tasks[1:]
+    above = f"MT50, {reward.upper()}, 1 M steps, n = 1; 1 of 50 tasks at 0 throughout and not drawn"
+    assert item(names[1], [run])[2].get_suptitle() == above
     np.testing.assert_allclose(panels["task42-v3"][0]["TOPPO"], [[0, 1], [0, 42]])
 
 
@@ -509,9 +592,12 @@ def test_all(runs, tmp_path):
     out = tmp_path / "results/paper"
     page = tmp_path / "docs/results.md"
     out.mkdir(parents=True)
-    (out / "table_2_note.md").write_text("What we make of it.\n")
+    process = run("all.py", runs, "--show-hashes")
+    name, value = process.stdout.strip().split(": ")
+    assert name == "MT10, V2"
+    (out / "table_2_note.md").write_text(f"<!-- runs: {value} -->\nWhat we make of it.\n")
     process = run("all.py", runs, "--out", out, "--page", page)
-    assert process.returncode == 0, process.stderr
+    assert (process.returncode, process.stderr) == (0, "")
     lines = page.read_text().splitlines()
 
     made = {file.stem for file in out.glob("*.md")} - {"table_2_note"}
@@ -528,11 +614,74 @@ def test_all(runs, tmp_path):
     assert all("python " in line for line in skipped)
 
     assert lines.count("What we make of it.") == 1
+    assert f"Made by `python paper/all.py {runs} --out {out} --page {page}`." in lines
     assert row(lines, "toppo2") == "MT10 | V2 | TOPPO | `toppo_mt50.py` | 2 | 0.8 M | 0"
     toppo = "2 | 57.5 ± 3.5 | 97.2 at 20 M | 20.0 ± 14.1 | 25.0 ± 7.1 | 30.0 ± 0.0"
     assert toppo.split(" | ") in rows(lines, "TOPPO")
     (theorem,) = [line.split("(")[1][:-1] for line in lines if "figure_d5_theorem1.png" in line]
     assert (page.parent / theorem).resolve() == ROOT / "results/figure_d5_theorem1.png"
+
+
+def test_all_without_runs_writes_nothing(tmp_path):
+    page = tmp_path / "results.md"
+    page.write_text("What was there.\n")
+    process = run("all.py", "--out", tmp_path / "out", "--page", page)
+    assert process.returncode == 2
+    assert process.stderr.startswith("all.py: error: no runs given")
+    assert process.stderr.count("\n") == 1
+    assert page.read_text() == "What was there.\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_tables_go_beside_the_runs(tmp_path):
+    """A reader's own are not written over those of results/, nor taken for a run."""
+    path = write_run(tmp_path / "runs/mine", "ln", 1, {0: 0, 400_000: 0.5})
+    committed = (ROOT / "docs/results.md").read_text()
+    for given in (tmp_path / "runs", path, tmp_path / "runs"):
+        process = run("all.py", given)
+        assert process.returncode == 0, process.stderr
+        index = (tmp_path / "runs/paper/index.md").read_text()
+        assert "[table_2.md](./table_2.md)" in index
+        assert (tmp_path / "runs/paper/figure_1.png").exists()
+        shutil.rmtree(tmp_path / "runs/paper")
+    process = run("table_2_d4_worst_k.py", path)
+    assert process.stdout == f"wrote {tmp_path}/runs/paper/table_2.md\n"
+    assert (ROOT / "docs/results.md").read_text() == committed
+
+
+def test_a_note_is_shown_with_its_own_runs_only(runs, tmp_path, capsys):
+    """With those of each task set and reward that it names; folders' names do not matter."""
+
+    def hashes(*paths):
+        return ALL.hashes_of(r.load_runs(paths))
+
+    v1 = write_run(tmp_path / "v1", "ln", 1, {0: 0, 800_000: 0.5}, reward_version="v1")
+    both = hashes(runs, v1)
+    assert [*both] == ["MT10, V1", "MT10, V2"]
+    assert both["MT10, V2"] == hashes(runs)["MT10, V2"]
+    assert both["MT10, V2"] != hashes(runs / "ln", runs / "toppo1")["MT10, V2"]
+    shutil.copytree(runs, tmp_path / "renamed/a")
+    (tmp_path / "renamed/a/ln").rename(tmp_path / "renamed/a/zz")
+    assert hashes(tmp_path / "renamed/a") == hashes(runs)
+    (tmp_path / "renamed/a/zz/scalars.csv").write_text("step,tag,value\n")
+    assert hashes(tmp_path / "renamed/a") != hashes(runs)
+
+    note = tmp_path / "note.md"
+    assert r.read_note(note, both.values(), "python X") == []
+    for named in (both["MT10, V1"], " ".join(both.values())):
+        note.write_text(f"<!-- runs: {named} -->\nA text.\n")
+        assert r.read_note(note, both.values(), "python X") == ["A text."]
+    assert capsys.readouterr().err == ""
+    for first, lack in (
+        (f"<!-- runs: {both['MT10, V1']} abc -->", f"it is of the runs {both['MT10, V1']} abc"),
+        ("A heading", "its first line names no runs"),
+    ):
+        note.write_text(f"{first}\nA text.\n")
+        said = f"note.md is left out: {lack}; the hashes of these runs: python X"
+        assert r.read_note(note, both.values(), "python X") == [f"*{said}*"]
+        assert capsys.readouterr().err == f"{said}\n"
+    note.write_text("")
+    assert len(r.read_note(note, both.values(), "python X")) == 1
 
 
 @pytest.mark.parametrize("name, count", [("mt10", 9), ("choices", 8)])
@@ -555,6 +704,122 @@ def test_published_best_steps_are_in_the_papers_order():
         assert least <= low <= median <= high <= most <= published.BUDGET[task_set]
 
 
+PUBLISHED = import_module("published")
+FIFTY = [f"task{k:02}-v3" for k in range(50)]
+
+
+def mt50_run(path, script, seed, success, **args):
+    success = {int(step * 1_000_000): rate for step, rate in success.items()}
+    return write_run(path, script, seed, success, tasks=FIFTY, benchmark="MT50", **args)
+
+
+def test_published_figure_1():
+    toppo = {point.step: point for point in PUBLISHED.CURVES["toppo_mt50"]}
+    assert (toppo[1].success, toppo[1].exact) == (15.1, False)
+    assert (toppo[100].success, toppo[100].exact) == (90.9, True)
+    assert PUBLISHED.FINAL["toppo_mt50", "MT50", "v2"] == toppo[100].success
+    for points in PUBLISHED.CURVES.values():
+        steps = [point.step for point in points]
+        assert steps == sorted(set(steps))
+        assert all(0 <= point.success <= 100 for point in points)
+    assert PUBLISHED.BASELINES[0] == ("SAC-MT", 47.6, 2.0, False, None)
+    assert PUBLISHED.BASELINES[-1] == ("ARS-LN-1024", 88.9, 2.6, True, 39.7)
+    finals = [baseline.final for baseline in PUBLISHED.BASELINES]
+    assert len(finals) == 8 and finals == sorted(finals)
+
+
+def test_the_papers_curve_is_interpolated_between_its_points_only():
+    """TOPPO has 24.9 at 2 M and 39.9 at 4 M."""
+    assert PUBLISHED.papers_success("toppo_mt50", 1) == 15.1
+    assert PUBLISHED.papers_success("toppo_mt50", 3) == pytest.approx(32.4)
+    assert PUBLISHED.papers_success("toppo_mt50", 0.9) is None
+    assert PUBLISHED.papers_success("toppo_mt50", 101) is None
+
+
+def test_first_crossing():
+    steps, success = [0, 2, 4, 6], [0, 10, 5, 30]
+    assert PUBLISHED.first_crossing(steps, success, 10) == (1, 2)
+    assert PUBLISHED.first_crossing(steps, success, 15) == (3, pytest.approx(4.8))
+    assert PUBLISHED.first_crossing(steps, success, 0) == (0, 0)
+    assert PUBLISHED.first_crossing(steps, success, 31) is None
+
+
+def test_table_figure_1(runs, tmp_path):
+    """The paper's TOPPO: 15.1, 24.9, 32.4 by interpolation; our seeds: 15 and 25, 30, 30."""
+    mt50_run(tmp_path / "r/a", "toppo_mt50", 1, {0: 0, 0.5: 0.1, 1: 0.15, 2: 0.3, 3: 0.3})
+    mt50_run(tmp_path / "r/b", "toppo_mt50", 2, {0: 0, 1: 0.25})
+    mt50_run(tmp_path / "r/c", "vanilla_mtppo", 1, {0: 0, 12: 0.5})
+    mt50_run(tmp_path / "r/d", "vanilla_mtppo", 2, {0: 0}, reward_version="v1")
+    lines = make("table_figure_1", [runs, tmp_path / "r"], tmp_path)
+    assert row(lines, "1 M") == "2 | 20.0 | 15.1 | read off | +4.9"
+    assert row(lines, "2 M") == "1 | 30.0 | 24.9 | read off | +5.1"
+    assert row(lines, "3 M") == "1 | 30.0 | 32.4 | interpolated | -2.4"
+    assert row(lines, "12 M") == "1 | 50.0 | 40.3 | interpolated | +9.7"  # 37.8 at 10, 44.1 at 15
+    assert not rows(lines, "0.5 M") and not rows(lines, "0 M")
+    verdict = (
+        "TOPPO: the largest difference is +5.1 points, at 2 M steps, the last -2.4, at 3 M. "
+        "Before 10 M, where the band of the paper's seeds is about ±5 points, "
+        "2 of 3 differences are within it."
+    )
+    assert verdict in lines
+    verdict = "Vanilla MT-PPO: the largest difference is +9.7 points, at 12 M steps, "
+    assert f"{verdict}the last +9.7, at 12 M." in lines
+    command = "with 1 M steps; make one: python toppo_mt50.py --benchmark MT50$"
+    with pytest.raises(r.Missing, match=command):
+        make("table_figure_1", [runs], tmp_path)
+
+
+def test_the_papers_curves_are_drawn_behind_ours(runs, tmp_path):
+    """As far as ours go, and where they are of the same tasks and rewards."""
+    mt50_run(tmp_path / "r/a", "toppo_mt50", 1, {0: 0, 1: 0.25, 4: 0.5})
+    mt50_run(tmp_path / "r/b", "toppo_mt50", 1, {0: 0, 1: 0.25, 4: 0.5}, reward_version="v1")
+    panels = drawn("figure_1", [runs, tmp_path / "r"])
+    (title,) = [title for title in panels if title.startswith("MT50, mean of 50")]
+    curves, _ = panels[title]
+    steps, success = curves["the paper's TOPPO, 10 seeds"]
+    assert (list(steps[:3]), list(success[:3])) == ([1, 2, 4], [15.1, 24.9, 39.9])
+    assert "the paper's Vanilla MT-PPO, 10 seeds" not in curves
+    labels = [label for title in panels for label in panels[title][0] if "paper" in label]
+    assert len(labels) == 1
+    figure = item("figure_1", [tmp_path / "r"])[2]
+    low, high = figure.axes[0].get_xlim()
+    assert -0.5 < low <= 0 and 4 <= high < 4.5
+    paper, own = figure.axes[0].lines[::-1]
+    assert paper.get_zorder() < own.get_zorder() and paper.get_linewidth() < own.get_linewidth()
+    (curves, _) = drawn("figure_d6", [tmp_path / "r"])["MT50, V2, 4 M steps, n = 1"]
+    assert "the paper's TOPPO, 10 seeds" in curves
+    assert not any("10 seeds" in x for x in drawn("figure_d7", [tmp_path / "r"]).popitem()[1][0])
+
+
+def test_table_steps_to_match(runs, tmp_path):
+    """40 at 4 M and 50 at 6 M: 47.6 is reached at 5.52. The paper's TOPPO: 39.9 + 11.6 / 2 x in
+    4 to 6 M, 5.33; 57.7 at 8 M and 62.2 at 10 M, then 73.8 at 15: 64.2 at 10.9."""
+    mt50_run(tmp_path / "r/a", "toppo_mt50", 1, {0: 0, 4: 0.4, 6: 0.45, 8: 0.44})
+    mt50_run(tmp_path / "r/b", "toppo_mt50", 2, {0: 0, 4: 0.4, 6: 0.55})
+    lines = make("table_steps_to_match", [runs, tmp_path / "r"], tmp_path)
+    expected = "≈ 47.6 ± 2.0 | ≈ 5.33 | 6 M: 50.0, n = 2 | 5.52 M"
+    assert row(lines, "SAC-MT") == expected
+    far = "not by 8 M: 50.0 at 6 M, n = 2 | –"
+    assert row(lines, "MOORE") == f"≈ 64.2 ± 3.1 | ≈ 10.9 | {far}"
+    assert row(lines, "ARS-LN-1024") == f"88.9 ± 2.6 | 39.7 | {far}"
+    absent = [line for line in lines if line.startswith("Not shown: ")]
+    assert "no run of vanilla_mtppo.py on MT50 with V2 rewards" in absent[0]
+    assert absent[1].endswith("python toppo_mt50.py --benchmark MT50 --reward-version v1.")
+    assert len(absent) == 2
+
+    # Vanilla's paper curve never has 83.2; V1 is by IQM, of these 50 tasks the middle ones
+    mt50_run(tmp_path / "r/c", "vanilla_mtppo", 1, {0: 0, 4: 0.4})
+    rates = [0] * 12 + [0.62] * 26 + [1] * 12
+    success = {0: 0, 1: 0.1, 2: 0.2, 3: rates}
+    mt50_run(tmp_path / "r/d", "toppo_mt50", 1, success, reward_version="v1")
+    lines = make("table_steps_to_match", [tmp_path / "r"], tmp_path)
+    assert rows(lines, "ARS-LoRA")[1][1:] == ["never", "not by 4 M: 40.0 at 4 M, n = 1", "–"]
+    assert row(lines, "PaCo") == "18.6 | 2 | 2 M: 20.0, n = 1 | 1.86 M"
+    assert rows(lines, "MOORE")[2] == ["61.2", "13", "3 M: 62.0, n = 1", "2.98 M"]
+    assert row(lines, "MT-MH-SAC") == "not known here | 3 | – | –"
+    assert not any("Not shown" in line for line in lines)
+
+
 def test_evals_csv_is_what_the_scripts_write(tmp_path):
     """The header of write_run, which stands for a run here, is the training scripts' own."""
     path = write_run(tmp_path / "run", "ln", 1, {0: 0})
@@ -573,7 +838,7 @@ def choice_run(path, script, seed, success, train, variance):
 def test_choices(tmp_path):
     """Compared at 500,000 steps, the last that all of a choice's runs have.
 
-    The worst three of RAMP are 20, of HALVES 30.
+    The worst five of RAMP and of HALVES are 30.
     """
     base = tmp_path / "base"
     choices = tmp_path / "choices"
@@ -588,15 +853,19 @@ def test_choices(tmp_path):
     choice_run(path, "toppo_mt50", 1, {500_000: 0.4}, {500_000: 0.375}, 0.75)
     path = choices / "no_clip_vloss__vanilla_mtppo__1"
     choice_run(path, "vanilla_mtppo", 1, {500_000: 0.3}, {500_000: 0.5}, 0.25)
-    (choices / "choices_note.md").write_text("So we keep 0.\n")
+    process = run("choices.py", base, "--choices", choices, "--show-hashes")
+    (choices / "choices_note.md").write_text(
+        f"<!-- runs: {process.stdout.strip()} -->\nSo we keep 0.\n"
+    )
+    assert not (choices / "choices.png").exists()
     process = run("choices.py", base, "--choices", choices, "--page", page)
-    assert process.returncode == 0, process.stderr
+    assert (process.returncode, process.stderr) == (0, "")
 
     lines = page.read_text().splitlines()
     default, *scores = cells(lines, "log-std start, TOPPO")
     assert default == "0 (default)"
     assert scores[:3] == ["1, 2", "0.5 M", "57.5 (55.0, 60.0)"]
-    assert scores[3:] == ["25.0 (20.0, 30.0)", "25.0 (25.0, 25.0)", "50.0 (50.0, 50.0)"]
+    assert scores[3:] == ["30.0 (30.0, 30.0)", "25.0 (25.0, 25.0)", "50.0 (50.0, 50.0)"]
     assert "|  | -1 | 1 | 0.5 M | 40.0 | 40.0 | 37.5 | 75.0 |" in lines
     vanilla = "on (default) | 1 | 0.5 M | 10.0 | 10.0 | 20.0 | 12.5"
     assert row(lines, "value clip, vanilla") == vanilla
@@ -606,6 +875,16 @@ def test_choices(tmp_path):
     (absent,) = [line for line in lines if line.startswith("Not run yet: ")]
     assert "last value of an episode, TOPPO; value clip, TOPPO; PCGrad, TOPPO" in absent
     assert (choices / "choices.png").read_bytes()[:4] == b"\x89PNG"
+
+    # Of other runs, and with the page where the runs are
+    path = choices / "pcgrad_sum__toppo_mt50__1"
+    choice_run(path, "toppo_mt50", 1, {500_000: 0.5}, {500_000: 0.5}, 0.25)
+    process = run("choices.py", base, "--choices", choices)
+    assert process.returncode == 0, process.stderr
+    lines = (choices / "index.md").read_text().splitlines()
+    assert "So we keep 0." not in lines
+    command = f"python paper/choices.py {base} --choices {choices} --show-hashes"
+    assert command in process.stderr and command in lines[-1]
 
 
 def test_learning_curves(tmp_path):

@@ -16,7 +16,9 @@ from test_paper import cells, item, make, r, row, rows, run, write_run
 
 ABC = ["a-v3", "b-v3", "c-v3"]
 
-# Of a first, a middle and a last dump: gradients of a, b and c, and PopArt's sigma
+# Of a dump before the first step, then of a first, a middle and a last one: gradients of a, b and
+# c, and PopArt's sigma
+INITIAL = [[1, 0, 0], [0, 1, 0], [0, 0, 1]], [1, 1, 1]
 SKEWED = [[3, 0, 0], [0, 4, 0], [3, 4, 12]], [1, 2, 1]  # norms 3, 4, 13, cosines 0, 3/13, 4/13
 ORTHOGONAL = [[1, 0, 0], [0, 2, 0], [0, 0, 4]], [1, 1, 1]
 CLOSE = [[1, 0, 0], [1, 1, 0], [1, 1, 1]], [1, 1, 10]  # cosines 1 / sqrt 2, 1 / sqrt 3, 2 / sqrt 6
@@ -79,9 +81,9 @@ def runs(tmp_path_factory):
     write("b", "popart", 1, (2, 2, 2), (0, 0, 0), (5, 6, 7), (0.9, 0.8, 0.7), (1, 1, 1))
     write("c", "popart_fairgrad", 1, (0, 0, 0), (0, 0, 0), (1, 1, 1), (0, 0, 0), (1, 1, 1))
     write("d", "vanilla_mtppo", 1, (2, 2, 2), (1, 1, 1), (3, 3, 3), (0, 0, 0), None)
-    write_dumps(folder / "a2", ORTHOGONAL, CLOSE)
-    write_dumps(folder / "b", SKEWED, ORTHOGONAL, CLOSE)
-    write_dumps(folder / "c", SKEWED, ORTHOGONAL, CLOSE)
+    write_dumps(folder / "a2", INITIAL, ORTHOGONAL, CLOSE)
+    write_dumps(folder / "b", INITIAL, SKEWED, ORTHOGONAL, CLOSE)
+    write_dumps(folder / "c", INITIAL, SKEWED, ORTHOGONAL, CLOSE)
     return folder
 
 
@@ -101,7 +103,8 @@ def test_figure_2(runs, tmp_path):
 
     figure = import_module("figure_2_d2_norm_spread").figure_2(r.load_runs([runs]))[2]
     color = r.COLORS["ln_popart"]
-    solid, dotted = [line for line in figure.axes[0].lines if line.get_color() == color]
+    own = [line for line in figure.axes[0].lines if line.get_color() == color]
+    solid, dotted = [line for line in own if line.get_linewidth() > 1]  # the thin ones are seeds
     log10_mean = [1, 1.5, 2.5]  # of two seeds
     np.testing.assert_allclose(solid.get_data(), [[1e-4, 2e-4, 3e-4], log10_mean])
     np.testing.assert_allclose(dotted.get_ydata(), 3 * [np.log10(np.sqrt(8 * 4))])
@@ -114,18 +117,42 @@ def test_figure_d2(runs, tmp_path):
     assert found == [["+LN-c +PopArt", "2", *side] for side in sides]
     found = rows(make("figure_d2", [runs / "d"], tmp_path), "MT10, V2, 0.0003 M steps")
     assert found == [["Vanilla MT-PPO", "1", *side] for side in sides[:2]]
+    for path in (runs / "a1", runs / "d"):  # of which one has PopArt's third panel
+        figure = item("figure_d2", [path])[2]
+        lines = {line.get_label(): line for line in figure.axes[0].lines}
+        np.testing.assert_allclose(lines["c"].get_ydata(), 2)
+        names = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
+        assert names == ["a", "b", "c"] == [*lines]
+
+
+def test_tasks_are_told_apart_by_their_lines():
+    """All of 14; of 20 the seven smallest and the seven largest, the others in grey."""
+
+    def look(style):
+        return style["color"], style["linestyle"]
+
+    names = [f"task{k:02}-v3" for k in range(20)]
+    styles = r.task_styles(names[:14], np.zeros(14))
+    assert [style["label"] for style in styles.values()] == [name[:-3] for name in names[:14]]
+    assert len({look(style) for style in styles.values()}) == 14
+    styles = r.task_styles(names, np.arange(20)[::-1])
+    named = {task: style for task, style in styles.items() if "label" in style}
+    assert [*named] == names[:7] + names[13:]
+    assert len({look(style) for style in named.values()}) == 14
+    assert len({look(styles[task]) for task in names[7:13]}) == 1
+    assert [*styles] == names
 
 
 def test_figures_3_and_d1(runs, tmp_path):
     """Mean cosines: 7 / 39, 0 and (0.707 + 0.577 + 0.816) / 3.
 
-    The columns with LN-c are of the seed that has dumps, two: beside them the columns without show
-    these two steps only.
+    The first dump is of the initial networks, and is no stage. The columns with LN-c are of the
+    seed that has dumps, three: beside them the columns without show these steps only.
     """
     lines = make("figure_d1", [runs / "b"], tmp_path)
-    early = "+PopArt | b | early | 0 M | 0.179"
-    middle = "+PopArt | b | middle | 0.0001 M | 0.000 | 2 | 4"
-    late = "+PopArt | b | late | 0.0002 M | 0.700 | 1.41"
+    early = "+PopArt | b | early | 0.0001 M | 0.179"
+    middle = "+PopArt | b | middle | 0.0002 M | 0.000 | 2 | 4"
+    late = "+PopArt | b | late | 0.0003 M | 0.700 | 1.41"
     assert [" | ".join(found) for found in rows(lines, "no LN")] == [
         f"raw | {early} | 13 | 5.33",
         f"PopArt | {early} | 4 | 4.33",
@@ -138,10 +165,10 @@ def test_figures_3_and_d1(runs, tmp_path):
     lines = make("figure_d1", [runs], tmp_path)
     for critic, source in (("LN-c", ["+LN-c +PopArt", "a2"]), ("no LN", ["+PopArt", "b"])):
         assert [found[:5] for found in rows(lines, critic)] == [
-            ["raw", *source, "early", "0 M"],
-            ["PopArt", *source, "early", "0 M"],
-            ["raw", *source, "late", "0.0001 M"],
-            ["PopArt", *source, "late", "0.0001 M"],
+            ["raw", *source, "early", "0.0001 M"],
+            ["PopArt", *source, "early", "0.0001 M"],
+            ["raw", *source, "late", "0.0002 M"],
+            ["PopArt", *source, "late", "0.0002 M"],
         ]
     assert not any("Not shown" in line for line in lines)
 
@@ -169,7 +196,10 @@ def test_figure_3_draws_tasks_by_raw_norm(runs):
     """Raw norms 3, 16, 13: the order is b, c, a."""
     figure = heatmaps([runs / "b"], early_only=True)[2]
     raw, popart = figure.axes[:2]
-    assert raw.get_title() == "no LN, raw\nearly, 0 M steps"
+    assert raw.get_title() == "no LN, raw\nearly, 0.0001 M steps"
+    assert figure.get_suptitle() == "critic Grams, MT10, n = 1 each: +PopArt, seed 1"
+    assert [label.get_text() for label in raw.get_yticklabels()] == ["b", "c", "a"]
+    assert not popart.get_yticklabels()
     expected = [[1, 4 / 13, 0], [4 / 13, 1, 3 / 13], [0, 3 / 13, 1]]
     for axis, norms in ((raw, [1, 13 / 16, 3 / 16]), (popart, [4 / 13, 1, 3 / 13])):
         cosines, scale = [image.get_array() for image in axis.images]
@@ -183,7 +213,7 @@ def test_figure_3_without_popart_shows_raw_gradients_only(tmp_path):
     path = write_run(tmp_path / "vanilla", "vanilla_mtppo", 1, {0: 0}, tasks=ABC)
     write_dumps(path, (SKEWED[0], None))
     lines = make("figure_3", [path], tmp_path)
-    expected = "raw | Vanilla MT-PPO | vanilla | only | 0 M | 0.179 | 4 | 4.33"
+    expected = "raw | Vanilla MT-PPO | vanilla | initialisation | 0 M | 0.179 | 4 | 4.33"
     assert row(lines, "no LN") == expected
     (absent,) = [line for line in lines if line.startswith("Not shown")]
     assert "columns with LN-c" in absent
@@ -202,9 +232,9 @@ def test_figure_d3(runs, tmp_path):
     assert found["+LN-c +PopArt"] == ["2", "0.400 → 0.300 → 0.200", shares]
     assert found["Vanilla MT-PPO"] == ["1", "0.000 → 0.000 → 0.000", shares]
     first, middle, last = [x for x in rows(lines, "+PopArt +FG-c") if x[0] == "c"]
-    assert first[:4] == ["c", "0 M", "0.179", "0.650"]
-    assert middle == ["c", "0.0001 M", "0.000", "0.571", "0.333"]
-    assert last[:4] == ["c", "0.0002 M", "0.700", "0.418"]
+    assert first[:4] == ["c", "0.0001 M", "0.179", "0.650"]
+    assert middle == ["c", "0.0002 M", "0.000", "0.571", "0.333"]
+    assert last[:4] == ["c", "0.0003 M", "0.700", "0.418"]
     for (gradients, _), found in ((SKEWED, first), (CLOSE, last)):
         G = np.array(gradients) @ np.transpose(gradients)
         norms = np.sqrt(np.diag(G))
@@ -214,7 +244,8 @@ def test_figure_d3(runs, tmp_path):
 
 def test_figure_d3_draws_each_cell_in_its_style(runs):
     figure = import_module("figure_d3_ln_fairgrad").figure_d3(r.load_runs([runs]))[2]
-    lines = {line.get_label(): line for axis in figure.axes for line in axis.lines}
+    drawn = [line for axis in figure.axes for line in axis.lines]
+    lines = {line.get_label(): line for line in drawn if "n = " in line.get_label()}
     r.plt.close(figure)
     styles = {name: (line.get_color(), line.get_linestyle()) for name, line in lines.items()}
     assert styles == {
@@ -225,11 +256,12 @@ def test_figure_d3_draws_each_cell_in_its_style(runs):
 
 
 def test_figure_d4(runs, tmp_path):
-    """9 w (G w) of the mean: 18, 32, 194, raw 18, 320, 242; 1, 4, 16 both; 3, 5, 6, raw 102, 203
-    and 30300. The ratios of largest to smallest have the medians 10.8 and, raw, 17.8."""
+    """9 w (G w) of the mean: 1, 1, 1 both; 18, 32, 194, raw 18, 320, 242; 1, 4, 16 both; 3, 5, 6,
+    raw 102, 203 and 30300. The ratios of largest to smallest are 1, 10.8, 16, 2 and, raw, 1, 17.8,
+    16, 297."""
     lines = make("figure_d4", [runs], tmp_path)
     name, dumps, raw, popart, *errors, fallbacks = cells(lines, "+PopArt +FG-c")
-    assert (name, dumps, raw, popart, fallbacks) == ("c", "3, 0 M to 0.0002 M", "17.8", "10.8", "0")
+    assert (name, dumps, raw, popart, fallbacks) == ("c", "4, 0 M to 0.0003 M", "16.9", "6.39", "0")
     assert len(errors) == 3
     assert all(float(error) < 1e-12 for error in errors)
     bars = {line.count("|") for line in lines if line.startswith("| ")}
@@ -237,11 +269,13 @@ def test_figure_d4(runs, tmp_path):
 
     figure = import_module("figure_d4_contributions").figure_d4(r.load_runs([runs]))[2]
     a, b, c, d = figure.axes
-    assert figure.get_suptitle() == "+PopArt +FG-c, MT10, V2, seed 1"
+    assert figure.get_suptitle() == "+PopArt +FG-c, MT10, V2, n = 1 (seed 1)"
     steps, contributions = a.lines[0].get_data()
-    np.testing.assert_allclose(steps, [0, 1e-4, 2e-4])
-    np.testing.assert_allclose(contributions, [18 / 9, 1 / 9, 102 / 9], rtol=1e-6)
-    np.testing.assert_allclose(b.lines[0].get_ydata(), [18 / 9, 1 / 9, 3 / 9], rtol=1e-6)
+    np.testing.assert_allclose(steps, [0, 1e-4, 2e-4, 3e-4])
+    np.testing.assert_allclose(contributions, [1 / 9, 18 / 9, 1 / 9, 102 / 9], rtol=1e-6)
+    np.testing.assert_allclose(b.lines[0].get_ydata(), [1 / 9, 18 / 9, 1 / 9, 3 / 9], rtol=1e-6)
+    names = [text.get_text() for text in d.get_legend().get_texts()]
+    assert names == ["a", "b", "c"]
     for line in [*c.lines, *d.lines]:
         if line.get_marker() == ".":
             np.testing.assert_allclose(line.get_ydata(), 1, atol=1e-12)
@@ -287,12 +321,13 @@ def test_a_compact_run_gives_the_same_figures(runs, tmp_path):
         "evals.csv",
         "gradients/collect_00000.npz",
         "gradients/collect_00001.npz",
+        "gradients/collect_00002.npz",
         "scalars.csv",
     ]
     written = list(csv.DictReader(open(a2 / "scalars.csv")))
     assert {"step": "200", "tag": "gradients/critic_combined_norm", "value": "1.6"} in written
     assert len(written) == 4 * len(scalars(*4 * [[0]], (1, 1, 1)))
-    with np.load(a2 / "gradients/collect_00001.npz", allow_pickle=False) as dump:
+    with np.load(a2 / "gradients/collect_00002.npz", allow_pickle=False) as dump:
         scalar = {"tasks", "collect", "global_step", "popart_mu", "popart_sigma"}
         sides = {"actor_gram", "actor_weights", "critic_gram", "critic_weights"}
         assert set(dump) == scalar | sides
