@@ -106,8 +106,8 @@ def figure_1(runs):
     title = "Figure 1: learning curves of the mean and the tail, V2 rewards"
     numbered = numbers(groups, tails)
     if any(key[:2] == ("MT50", "v2") for key in groups):
-        numbered.append(SOURCE)
-    return title, [*numbered, r.CURVES, *lines], figure
+        numbered += ["", SOURCE]
+    return title, [*numbered, "", r.CURVES, "", *lines], figure
 
 
 def mean_by_step(runs):
@@ -255,7 +255,7 @@ def mean_curves(name, runs, reward):
         axis.set(xlabel="million environment steps", title=title, **AXIS)
         axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, ncols=2)
     title = f"{name}: learning curves of the mean, {reward.upper()} rewards"
-    return title, [*numbers(groups, lambda num_tasks: [num_tasks]), r.CURVES], figure
+    return title, [*numbers(groups, lambda num_tasks: [num_tasks]), "", r.CURVES], figure
 
 
 ITEMS = {

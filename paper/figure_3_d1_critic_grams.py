@@ -48,7 +48,22 @@ compresses the diagonal, except for a reversal with LN-c in the middle of traini
 
 
 def sources(runs):
-    """[(critic, run)] for the critic without LN and with it, and why one is absent."""
+    """[(critic, run)] for the critic without LN and with it, and why one is absent.
+
+    Both are of the same tasks and rewards: the first on which there are both, if there are such.
+    """
+    sets = sorted({(run.task_set, run.reward) for run in runs}, key=lambda x: (len(x[0]), x))
+    each = [
+        sources_among([run for run in runs if (run.task_set, run.reward) == one]) for one in sets
+    ]
+    found, absent = max(each or [sources_among([])], key=lambda pair: len(pair[0]))
+    if not found:
+        raise r.Missing("; ".join(absent))
+    return found, absent
+
+
+def sources_among(runs):
+    """What sources returns, of runs on the same tasks and rewards."""
     found = []
     absent = []
     for critic, scripts in (("no LN", WITHOUT_LN), ("LN-c", WITH_LN)):
@@ -57,8 +72,6 @@ def sources(runs):
             found.append((critic, run))
         except r.Missing as reason:
             absent.append(str(reason))
-    if not found:
-        raise r.Missing("; ".join(absent))
     return found, absent
 
 
@@ -145,9 +158,11 @@ def heatmaps(title, runs, early_only):
                 norm = f"{np.sqrt(np.median(G.diagonal())):.3g}"
                 source = [r.METHODS[run.script], run.path.name, stage, step]
                 rows.append([critic, label, *source, cosine, norm, f"{r.norm_spread(G):.3g}"])
-    lines = [*r.table(COLUMNS, rows), NOTE, "", *(f"Not shown: {reason}." for reason in absent)]
+    which = f"{found[0][1].task_set}, {found[0][1].reward.upper()} rewards, n = 1 each"
+    not_shown = [f"Not shown: {reason}." for reason in absent]
+    lines = [f"{which}.", "", *r.table(COLUMNS, rows), NOTE, "", *not_shown]
     sources_shown = "; ".join(f"{r.METHODS[run.script]}, seed {run.seed}" for _, run in found)
-    above = f"critic Grams, {found[0][1].task_set}, n = 1 each: {sources_shown}"
+    above = f"critic Grams, {which}: {sources_shown}"
     return title, lines, draw_panels(panels, tasks, above)
 
 

@@ -192,12 +192,24 @@ def test_figures_3_and_d1_want_equal_steps(tmp_path):
         heatmaps([later, first], early_only=False)
 
 
+def test_figure_3_compares_critics_on_the_same_tasks(runs, tmp_path):
+    """The first with LN-c is of other rewards: there is one of V2 as well."""
+    other = write_run(tmp_path / "other", "ln_popart", 0, {0: 0}, tasks=ABC, reward_version="v1")
+    write_dumps(other, INITIAL, SKEWED, CLOSE)
+    for paths in ([other, runs], [other, runs / "a2", runs / "b"]):
+        lines = make("figure_3", paths, tmp_path)
+        assert [found[2:4] for found in rows(lines, "LN-c")] == 2 * [["a2", "early"]]
+    lines = make("figure_3", [other, runs / "b"], tmp_path)
+    assert not rows(lines, "no LN")
+    assert [line for line in lines if line.startswith("Not shown")]
+
+
 def test_figure_3_draws_tasks_by_raw_norm(runs):
     """Raw norms 3, 16, 13: the order is b, c, a."""
     figure = heatmaps([runs / "b"], early_only=True)[2]
     raw, popart = figure.axes[:2]
     assert raw.get_title() == "no LN, raw\nearly, 0.0001 M steps"
-    assert figure.get_suptitle() == "critic Grams, MT10, n = 1 each: +PopArt, seed 1"
+    assert figure.get_suptitle() == "critic Grams, MT10, V2 rewards, n = 1 each: +PopArt, seed 1"
     assert [label.get_text() for label in raw.get_yticklabels()] == ["b", "c", "a"]
     assert not popart.get_yticklabels()
     expected = [[1, 4 / 13, 0], [4 / 13, 1, 3 / 13], [0, 3 / 13, 1]]
