@@ -153,7 +153,8 @@ def table_figure_1(runs):
             row = [r.millions(step), count, f"{mean:.1f}", f"{paper:.1f}", how]
             rows.append([*row, f"{mean - paper:+.1f}"])
         if rows:
-            lines += [f"## {r.METHODS[script]}", "", verdict(script, differences), ""]
+            lines += [f"## {r.METHODS[script]}", "", *r.fewer_goals(ours[0])]
+            lines += [verdict(script, differences), ""]
             header = ["step", "n", "ours", "paper's", "the paper's value is", "ours − paper's"]
             lines += r.table(header, rows)
     if not lines:

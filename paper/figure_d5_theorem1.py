@@ -21,6 +21,7 @@ from fairgrad_solver import solve_fairgrad  # noqa: E402
 
 CAPTURED = ROOT / "results" / "fairgrad_solver_captured_grams.npz"
 ALPHAS = (0.5, 1.0, 2.0, 5.0)
+COLORS = ["#E69F00", "#000000", "#56B4E9", "#009E73"]  # of runs.py's PALETTE, by alpha
 RANGES = 10.0 ** np.arange(13)
 EPS = np.finfo(float).eps
 
@@ -57,9 +58,10 @@ def plot_panel(panel, values):
     """values: [alpha, R, Gram]. The median over the Grams, in a band from least to largest."""
     for a, alpha in enumerate(ALPHAS):
         median = np.median(values[a], axis=1)
-        (line,) = panel.plot(RANGES, median, marker="o", markersize=3, label=f"α = {alpha:g}")
+        style = {"marker": "o", "markersize": 3, "color": COLORS[a]}
+        panel.plot(RANGES, median, label=f"α = {alpha:g}", **style)
         band = values[a].min(axis=1), values[a].max(axis=1)
-        panel.fill_between(RANGES, *band, color=line.get_color(), alpha=0.15)
+        panel.fill_between(RANGES, *band, color=COLORS[a], alpha=0.15)
     panel.set(xscale="log", yscale="log", xlabel="largest rescaling R of a task")
     panel.grid(alpha=0.3)
 

@@ -384,6 +384,12 @@ def table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> list[str]:
     ]
 
 
+def fewer_goals(run: Run) -> list[str]:
+    """What a table says of a run that was evaluated on fewer goals than the paper's."""
+    goals = run.args.get("eval_episodes", 50)
+    return [f"Evaluated on {goals} of each task's 50 training goals.", ""] if goals < 50 else []
+
+
 def heading(
     key: Key, methods: dict[str, Seeds], expected: Iterable[str] = tuple(LADDER)
 ) -> list[str]:
@@ -397,9 +403,7 @@ def heading(
     if key[0] in ("MT10", "MT50") and key[2] < 2e6 * num_tasks:
         title += f" of the paper's {2 * num_tasks} M"
     lines = [title, ""]
-    goals = runs[0].args.get("eval_episodes", 50)  # load_runs holds all runs to the same
-    if goals < 50:
-        lines += [f"Evaluated on {goals} of each task's 50 training goals.", ""]
+    lines += fewer_goals(runs[0])  # load_runs holds all runs to the same
     most = max(len(seeds.runs) for seeds in methods.values())
     if most == 1:
         lines += ["One seed each: an illustration, no comparison.", ""]

@@ -63,7 +63,8 @@ def with_v2(script, runs):
         paper = papers_crossing(script, baseline)
         rows.append([baseline.name, final, paper, *ours(curve, baseline.final)])
     header = [column.format(r.METHODS[script]) for column in HEADER]
-    return [f"## {r.METHODS[script]}, MT50, V2: mean success", "", *r.table(header, rows)]
+    lines = [f"## {r.METHODS[script]}, MT50, V2: mean success", "", *r.fewer_goals(runs[0])]
+    return [*lines, *r.table(header, rows)]
 
 
 def iqm_by_step(runs):
@@ -89,7 +90,8 @@ def with_v1(runs):
     header = [column.format(r.METHODS["toppo_mt50"]) for column in HEADER]
     final = IQM["toppo_mt50", "MT50", "v1"]
     end = f"The paper's TOPPO ends at {final}. Its steps are given as whole percents of its 100 M."
-    lines = ["## TOPPO, MT50, V1: IQM", "", *r.table(header, rows), end, ""]
+    lines = ["## TOPPO, MT50, V1: IQM", "", *r.fewer_goals(runs[0])]
+    lines += [*r.table(header, rows), end, ""]
     source = "The baselines' IQM are from secondary notes on Meta-World+ (arXiv 2505.11289)."
     return [*lines, source, ""]
 

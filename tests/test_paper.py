@@ -158,6 +158,10 @@ def test_fewer_goals_are_said(runs, tmp_path):
     half = write_run(tmp_path / "half", "ln", 1, {0: 0, 800_000: 0.5}, eval_episodes=25)
     assert "Evaluated on 25 of each task's 50 training goals." in make("table_2", [half], tmp_path)
     assert not any("of each task's" in line for line in make("table_2", [runs / "ln"], tmp_path))
+    half = mt50_run(tmp_path / "mt50", "toppo_mt50", 1, {0: 0, 2: 0.5}, eval_episodes=25)
+    for name in ("table_figure_1", "table_steps_to_match"):
+        said = "Evaluated on 25 of each task's 50 training goals."
+        assert make(name, [half], tmp_path).count(said) == 1
 
 
 def test_table_d4_is_of_v1(runs, tmp_path):
