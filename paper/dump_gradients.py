@@ -10,7 +10,8 @@ gradients of that collect's first minibatch to runs/NAME/gradients/collect_00010
     tasks [K], collect, global_step             names, and where in the run this is
     actor_gradients, critic_gradients [K, D]    of each task's loss, by the shared parameters
     actor_weights, critic_weights [K]           those of the script's own combiners
-    popart_mu, popart_sigma [K]                 PopArt's statistics, if the script has it
+    popart_mu, popart_sigma [K]                 PopArt's statistics, if the script has it: of the
+                                                critic's targets, which are discounted returns
 
 A collect's randomness comes from the seed and its number, so these are the gradients that the run
 itself followed: to the bit on the same machine, elsewhere but for rounding. A dump that is there

@@ -125,6 +125,13 @@ def test_figure_d2(runs, tmp_path):
         assert names == ["a", "b", "c"] == [*lines]
 
 
+@pytest.mark.parametrize("name", ["figure_2", "figure_d2", "figure_3", "figure_d1", "figure_d4"])
+def test_sigma_is_said_to_be_of_discounted_returns(name, runs):
+    text = " ".join(item(name, [runs])[1]).replace("\n", " ")
+    assert "σ is PopArt's: the std of the critic's targets, which are discounted returns" in text
+    assert "not that of an episode's plain sum of rewards, `mean_return` in evals.csv" in text
+
+
 def test_tasks_are_told_apart_by_their_lines():
     """All of 14; of 20 the seven smallest and the seven largest, the others in grey."""
 
