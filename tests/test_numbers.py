@@ -139,6 +139,11 @@ def measured():
         f"{explained(clipped, half):.0f} %",
     ]
 
+    # README's tour
+    ends = [f"{at(120_000, f'quick_tour/seed_{seed}') / 100:.2f}" for seed in (1, 2)]
+    tour = f"ends at a success of {ends[0]} (a second seed: {ends[1]})"
+    phrases["README.md"].append(tour)
+
     # README's table: seeds of one rung side by side, and without the value clip
     def seeds(step, *names, k=None):
         return ", ".join(f"{at(step, name, k=k):.1f}" for name in names)
