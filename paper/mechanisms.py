@@ -79,7 +79,7 @@ def dumps_at_shared_steps(runs: list[r.Run]) -> dict[str, list[Dump]]:
 
 
 def off_diagonal(gram: r.Array) -> r.Array:
-    """The cosines of all pairs, each pair twice. Returns [K (K - 1)]."""
+    """The cosines of all pairs, each pair twice; nan where one is zero. Returns [K (K - 1)]."""
     return r.cosines(gram)[~np.eye(len(gram), dtype=bool)]
 
 
@@ -90,9 +90,10 @@ def shares(gram: r.Array, weights: r.Array) -> r.Array:
 
 
 def cosines_with_step(gram: r.Array, weights: r.Array) -> r.Array:
-    """The cosine of each g_k with d = sum_k w_k g_k. Returns [K]."""
+    """The cosine of each g_k with d = sum_k w_k g_k, 0 of a g_k that is zero. Returns [K]."""
     norms = np.sqrt(gram.diagonal())
-    return gram @ weights / (norms * np.sqrt(weights @ gram @ weights))
+    inner = gram @ weights / np.sqrt(weights @ gram @ weights)
+    return np.divide(inner, norms, out=np.zeros(len(norms)), where=norms > 0)
 
 
 def popart_norms(dump: Dump) -> r.Array:
@@ -106,7 +107,8 @@ def raw_norms(dump: Dump) -> r.Array:
 
 
 def spread(norms: r.Array) -> float:
-    return norms.max() / norms.min()
+    """Largest over smallest of the norms that are not zero."""
+    return norms.max() / norms[norms > 0].min()
 
 
 # --- Drawing
@@ -165,8 +167,8 @@ def layer_norm(dumps: dict[str, list[Dump]], i: int) -> Figure:
     before = dumps["vanilla_mtppo"]
     after = dumps["ln"]
     pairs = np.array([[off_diagonal(x.critic_gram) for x in side] for side in (before, after)])
-    mean = pairs.mean(-1)  # [2, dumps]
-    size = np.abs(pairs).mean(-1)
+    mean = np.nanmean(pairs, -1)  # [2, dumps]
+    size = np.nanmean(np.abs(pairs), -1)
     parallel = (pairs[:, i] > PARALLEL).sum(-1) // 2  # a pair is there twice
     sentence = (
         f"With LN-c the mean cosine of two tasks' critic gradients is {mean[1, i]:.2f} instead of "
@@ -255,7 +257,8 @@ def pcgrad(dumps: dict[str, list[Dump]], i: int) -> Figure:
     num_tasks = len(dump.tasks)
     mean = cosines_with_step(dump.actor_gram, np.full(num_tasks, 1 / num_tasks))
     after = cosines_with_step(dump.actor_gram, dump.actor_weights)
-    conflicts = (off_diagonal(dump.actor_gram) < 0).mean()
+    pairs = off_diagonal(dump.actor_gram)
+    conflicts = (pairs[~np.isnan(pairs)] < 0).mean()
     sentence = (
         f"Of the pairs of actor gradients {100 * conflicts:.0f} % point against each other; the "
         f"mean of all points against {(mean < 0).sum()} of {num_tasks} tasks (lowest cosine "

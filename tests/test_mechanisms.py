@@ -100,6 +100,19 @@ def test_sentences_have_the_numbers_of_a_small_example(name, said, small):
     assert said in text
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_that_is_zero(name, small):
+    gram = GRAM * np.array([1.0, 1.0, 0.0]) * np.array([1.0, 1.0, 0.0])[:, None]
+    zero = {
+        script: [dump._replace(critic_gram=gram, actor_gram=gram) for dump in side]
+        for script, side in small.items()
+    }
+    text = text_of(mechanisms.FIGURES[name](zero, 0))
+    r.plt.close("all")
+    assert "nan" not in text and "inf" not in text
+
+
 def test_without_dumps_it_says_how_to_make_some(make, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         make(ROOT / "results/mt10/vanilla_mtppo__1", "--out", tmp_path)
