@@ -91,8 +91,13 @@ def load_policy(path):
     """The Policy of a run directory, of a checkpoint, or of a directory with an actor.pt."""
     path = Path(path)
     if path.is_dir():
-        names = ("checkpoint.pt", "actor.pt")
-        path = next((path / name for name in names if (path / name).exists()), path / names[0])
+        found = [path / name for name in ("checkpoint.pt", "actor.pt") if (path / name).exists()]
+        if not found:
+            fail(
+                f"{path} has no checkpoint.pt, as a run directory has, and no actor.pt, as "
+                "python paper/compact.py RUN --out FOLDER --actor writes it"
+            )
+        path = found[0]
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing
         weights = saved.get("actor") or {

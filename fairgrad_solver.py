@@ -111,7 +111,7 @@ def solve_fairgrad(
         Newton stops when the 2-norm of the residual is below, or where rounding lets it fall no
         further (see Notes).
     max_iterations : int
-        Newton steps before Tier 2. The paper's, and its tol, are in Table B.1.
+        Newton steps before Tier 2, 0 or more. The paper's, and its tol, are in Table B.1.
 
     Returns
     -------
@@ -122,8 +122,9 @@ def solve_fairgrad(
     ------
     ValueError
         If gram is not [K, K] with K >= 1, holds NaN or Inf (the message names the tasks, from 0),
-        is not symmetric to 1e-5 of the norms, or has a squared norm that is zero or negative and
-        cannot be a Gram matrix; if alpha is not a finite number > 0.
+        is not symmetric to 1e-5 of the norms, or cannot be a Gram matrix because a squared norm is
+        negative or an inner product is more than twice the product of the norms; if alpha is not
+        a finite number > 0, or max_iterations is negative.
 
     Notes
     -----
@@ -135,9 +136,13 @@ def solve_fairgrad(
     order. Rounding makes it uncertain by eps sum_j |G_kj| w_j / (G w)_k, which is much for
     gradients close to opposed, and for alpha != 1 and a wide spread of norms. There a result may
     have a residual between tol and 1e-3 without a flag; above that it is a fallback.
+
+    A matrix that is no Gram matrix for another reason than those above is not noticed: that would
+    take its eigenvalues, which cost more than the weights. For alpha != 1 an inner product has to
+    be more than twice the largest squared norm, after the rescaling, to be noticed.
     """
     gram = np.asarray(gram, dtype=np.float64)
-    _check(gram, alpha)
+    _check(gram, alpha, max_iterations)
     squared_norms = gram.diagonal()
     if squared_norms.min() < TINY:
         return _solve_without_zero_rows(gram, alpha, tol, max_iterations)
@@ -149,6 +154,9 @@ def solve_fairgrad(
     b = gram * scale
     b *= scale[:, None]
     diagonal = b.diagonal().copy()
+    # The largest entry of a Gram matrix is on its diagonal; for alpha = 1 that is all ones
+    if abs(b.item(idamax(b.ravel()))) > 2.0 * diagonal.item(idamax(diagonal)):
+        _refuse_impossible(gram)
 
     # The start: x = 1, Algorithm C.2's warm start, if B is diagonal
     row_sums = scale * gram.dot(scale)  # B 1
@@ -348,18 +356,9 @@ def _solve_without_zero_rows(
     Raises
     ------
     ValueError
-        If a squared norm is negative, or an inner product larger than twice the product of the
-        norms, as fp32 makes them of small gradients. The message names the tasks, from 0.
+        As `_refuse_impossible`.
     """
-    norms = np.sqrt(np.maximum(gram.diagonal(), TINY))
-    impossible = np.abs(gram) > 2.0 * norms * norms[:, None]
-    tasks = np.flatnonzero(impossible.any(axis=1)).tolist()
-    if tasks:
-        raise ValueError(
-            f"gram has G_kk < 0 or G_kj^2 > G_kk G_jj for tasks {tasks}; "
-            "expected J @ J.T, computed in fp64"
-        )
-
+    _refuse_impossible(gram)
     weights = np.zeros(len(gram))
     active = gram.diagonal() >= TINY
     if not active.any():
@@ -371,8 +370,24 @@ def _solve_without_zero_rows(
     return result._replace(weights=weights)
 
 
-def _check(gram: Array, alpha: float) -> None:
-    """Raise a ValueError that says what is wrong with gram [K, K], fp64, or alpha."""
+def _refuse_impossible(gram: Array) -> None:
+    """Raise a ValueError if gram [K, K], fp64, cannot be J J^T.
+
+    That is where a squared norm is negative, or an inner product larger than twice the product of
+    the norms, as fp32 makes them of small gradients. The message names the tasks, from 0.
+    """
+    norms = np.sqrt(np.maximum(gram.diagonal(), TINY))
+    impossible = np.abs(gram) > 2.0 * norms * norms[:, None]
+    tasks = np.flatnonzero(impossible.any(axis=1)).tolist()
+    if tasks:
+        raise ValueError(
+            f"gram has G_kk < 0 or G_kj^2 > G_kk G_jj for tasks {tasks}; "
+            "expected J @ J.T, computed in fp64"
+        )
+
+
+def _check(gram: Array, alpha: float, max_iterations: int) -> None:
+    """Raise a ValueError that says what is wrong with the arguments. gram: [K, K], fp64."""
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
         raise ValueError(
             f"gram has shape {gram.shape}; expected [K, K], the inner products of K >= 1 gradients"
@@ -380,6 +395,9 @@ def _check(gram: Array, alpha: float) -> None:
 
     if not 0.0 < alpha < np.inf:
         raise ValueError(f"alpha is {alpha}; expected a finite number > 0, for instance 1")
+
+    if max_iterations < 0:
+        raise ValueError(f"max_iterations is {max_iterations}; expected 0 or more")
 
     if not np.isfinite(gram).all():
         # A NaN gradient spoils every row; its own squared norm tells which one it was

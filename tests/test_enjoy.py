@@ -285,6 +285,18 @@ def test_what_is_no_checkpoint_is_said(run_dir, play, capsys, tmp_path):
         assert end.value.code == 2 and err.count("\n") == 1 and "is not a whole checkpoint" in err
 
 
+def test_a_directory_without_a_policy_says_what_makes_one(play, capsys, tmp_path):
+    """As paper/compact.py leaves it without --actor."""
+    (tmp_path / "args.json").write_text("{}")
+    (tmp_path / "evals.csv").write_text("step,task,episodes,success_rate,mean_return\n")
+    with pytest.raises(SystemExit) as end:
+        play(tmp_path)
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1
+    assert f"{tmp_path} has no checkpoint.pt" in err
+    assert "python paper/compact.py RUN --out FOLDER --actor" in err
+
+
 def test_a_video_that_cannot_be_written_is_said(pushing, play, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(enjoy, "render", lambda env, camera: np.zeros((64, 64, 3), np.uint8))
     monkeypatch.setenv("MUJOCO_GL", "egl")

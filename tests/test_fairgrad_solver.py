@@ -512,11 +512,34 @@ def test_alpha_out_of_range(alpha):
         solve_fairgrad(np.eye(2), alpha)
 
 
-@pytest.mark.parametrize("gram", [[[1.0, 0.0], [0.0, -1.0]], [[1.0, 1e-10], [1e-10, 0.0]]])
+def test_max_iterations_out_of_range():
+    with pytest.raises(ValueError, match="max_iterations is -1; expected 0 or more"):
+        solve_fairgrad(np.eye(2), max_iterations=-1)
+    assert solve_fairgrad(np.eye(2), max_iterations=0).iterations == 0
+
+
+IMPOSSIBLE = [
+    [[1.0, 0.0], [0.0, -1.0]],
+    [[1.0, 1e-10], [1e-10, 0.0]],  # of norms 1 and 1e-30 in fp32, where only the square underflows
+    [[1.0, 5.0], [5.0, 1.0]],
+    [[1.0, -5.0], [-5.0, 1.0]],
+    [[1e12, 5.0], [5.0, 1e-12]],
+]
+
+
+@pytest.mark.parametrize("gram", IMPOSSIBLE)
 def test_what_cannot_be_a_gram_matrix(gram):
-    # The second is what fp32 makes of norms 1 and 1e-30: the square underflows, the product not.
     with pytest.raises(ValueError, match=r"tasks \[.*1\]; expected J @ J.T, computed in fp64"):
         solve_fairgrad(gram)
+
+
+@property_test
+@given(gradients(), st.sampled_from(ALPHAS))
+def test_no_gram_matrix_is_refused(rows, alpha):
+    """Nor one of fp32, whose cosines rounding may take beyond 1."""
+    gram = rows @ rows.T
+    solve_fairgrad(gram, alpha)
+    solve_fairgrad(gram.astype(np.float32) * np.float32(1.0001), alpha)
 
 
 # --- Robustness: the benchmark's sweep

@@ -48,6 +48,7 @@ class Rung(NamedTuple):
     places: str  # the parts of the parent that must differ, beside the docstring; no others may
     lesson: str  # what the rung changes in the per-task gradients, their Gram and the weights
     math: tuple[str, ...] = ()
+    figure: str = ""  # of paper/mechanisms.py, that shows it
 
 
 FAIRGRAD = "FairGrad (α = 1) for the critic"
@@ -100,6 +101,7 @@ RUNGS = {
         " give to δ at the critic's output stays. γ and β join the shared parameters, and the"
         " hidden biases leave them, because subtracting the mean would cancel them. The weights"
         " stay 1/K.",
+        figure="mechanism_ln",
     ),
     "ablations/ln_popart.py": Rung(
         parent="ablations/ln.py",
@@ -125,6 +127,7 @@ RUNGS = {
         " towards its R, which is little where returns are several hundred. From here on it is u"
         " that may move by 0.2, which is 0.2 σ_k of return. What PopArt gains on a rung without it"
         " is therefore in part that clip's: compare both with `--no-clip-vloss` too.",
+        figure="mechanism_popart",
     ),
     "ablations/ln_popart_fairgrad.py": Rung(
         parent="ablations/ln_popart.py",
@@ -145,6 +148,7 @@ RUNGS = {
         " and heads still act.\n\n‖d‖ = √K is above the gradient clip of 1 as soon as there are"
         " two tasks, so the clip always acts. It gives d, together with the gradients of PopArt's"
         " heads, the norm 1: what is left of d is its direction, on every minibatch alike.",
+        figure="mechanism_fairgrad",
     ),
     "toppo_mt50.py": Rung(
         parent="ablations/ln_popart_fairgrad.py",
@@ -157,6 +161,7 @@ RUNGS = {
         " g_i in terms of all gradients; its entries never fall below 0, so d lies in the cone of"
         " the g_k (Theorem C.1). Where no two gradients have a negative inner product, w_k = 1/K"
         " exactly.",
+        figure="mechanism_pcgrad",
     ),
     "ablations/toppo_popart_ema.py": Rung(
         parent="toppo_mt50.py",
@@ -963,6 +968,8 @@ def section(parent: str, script: str, shown: dict[tuple, str]) -> list[str]:
         "",
     ]
     text += [*formulas(rung), rung.lesson]
+    if rung.figure:
+        text += ["", f"![{rung.adds}, before and after](figures/{rung.figure}.png)"]
 
     new = []
     repeated: dict[str, list[str]] = {}  # the script under which it is shown: parts

@@ -1,0 +1,236 @@
+"""Every number in the prose of the README and of docs/ has a source.
+
+A phrase of MEASURED is made anew from the result files and has to be on its page as it is. A phrase
+of numbers.toml is a constant, with its source. A number that no phrase covers fails, so that a
+changed digit does, too. Left out are code, formulas between dollar signs, the targets of links, and
+references such as Table D.1 or MT50. The pages that programs write whole (docs/ladder.md,
+docs/results.md, docs/choices.md) are compared with what they write; the notes in them are held to
+this.
+"""
+
+import csv
+import random
+import re
+import sys
+import tomllib
+from collections import defaultdict
+
+import pytest
+from scripts import ROOT
+
+sys.path.append(str(ROOT / "tools"))
+import ladder  # noqa: E402
+
+CONSTANTS = tomllib.loads((ROOT / "tests/numbers.toml").read_text())
+WRITTEN_BY_PROGRAMS = {"docs/ladder.md", "docs/results.md", "docs/choices.md"}
+PAGES = {"README.md", "CONTRIBUTING.md"}
+PAGES |= {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - WRITTEN_BY_PROGRAMS
+PAGES |= {str(path.relative_to(ROOT)) for path in (ROOT / "results").glob("*/*_note.md")}
+PAGES = sorted(PAGES)
+
+OF_THE_PAPER = r"[A-D]?\.?\d+(?:\.\d+)*"  # 4, 4.3, D.1 or .1
+REFERENCES = [
+    r"\b(?:Tables?|Figures?|Sections?|Eqs?\.|Equations?|Theorem|Corollary|Proposition|Algorithm"
+    rf"|Remark|Tiers?|lines?|step) \(?{OF_THE_PAPER}\)?"
+    rf"(?:(?:, | and | to |–|-)(?:lines? )?\(?{OF_THE_PAPER}\)?)*",
+    r"\b[A-D]\.\d+\b",
+    r"arXiv[ :]\d{4}\.\d{5}",
+]
+NUMBER = r"(?<![\w.])\d(?:[\d,.]*\d)?(?:e[+-]?\d+)?"
+
+
+def prose(text):
+    """A page without code, formulas, the targets of links, and references."""
+    text = re.sub(r"```.*?```", "", text, flags=re.S)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r"(`+).+?\1", "`", text, flags=re.S)
+    text = re.sub(r"\$\$.*?\$\$", "", text, flags=re.S)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    text = re.sub(r"^ *\d+\. ", "", text, flags=re.M)  # of lists
+    for reference in REFERENCES:
+        text = re.sub(reference, "", text)
+    return " ".join(text.split())
+
+
+def read(page):
+    """A page's prose. The table of docs/solver.md is held by tests/test_solver_page.py."""
+    text = (ROOT / page).read_text()
+    if page == "docs/solver.md":
+        text = re.sub(r"^\|.*$", "", text, flags=re.M)
+    return prose(text)
+
+
+def uncovered(text, phrases):
+    """The numbers of a page's prose that are in none of the phrases, with their surroundings."""
+    covered = [
+        span
+        for phrase in phrases
+        for span in (match.span() for match in re.finditer(re.escape(phrase), text))
+    ]
+    return [
+        text[max(0, number.start() - 40) : number.end() + 40]
+        for number in re.finditer(NUMBER, text)
+        if not any(start <= number.start() and number.end() <= end for start, end in covered)
+    ]
+
+
+# What the result files say
+
+
+def success(run):
+    """{step: success of each task in percent} of a run in results/, from its evals.csv."""
+    found = defaultdict(list)
+    with open(ROOT / "results" / run / "evals.csv") as file:
+        for row in csv.DictReader(file):
+            found[int(row["step"])].append(100 * float(row["success_rate"]))
+    return found
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def at(step, *runs, k=None):
+    """Success in percent at a step, of the k worst tasks or of all, mean over tasks and runs."""
+    return mean([mean(sorted(success(run)[step])[:k]) for run in runs])
+
+
+def last(run, tag, step):
+    """What a run in results/ has logged last up to a step, from its scalars.csv."""
+    with open(ROOT / "results" / run / "scalars.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["tag"] == tag]
+    return max((int(row["step"]), float(row["value"])) for row in rows if int(row["step"]) <= step)[
+        1
+    ]
+
+
+def explained(run, step):
+    return 100 * last(run, "explained_variance/mean", step)
+
+
+def measured():
+    """{page: [phrase]}, each as it has to stand there."""
+    phrases = {page: [] for page in PAGES}
+
+    # Table 2: TOPPO and vanilla on MT10
+    toppo = ["mt10/toppo_mt50__1", "mt10/toppo_mt50__2"]
+    vanilla = ["mt10/vanilla_mtppo__1", "mt10/vanilla_mtppo__2"]
+    lead = {
+        (step, k): at(step, *toppo, k=k) - at(step, *vanilla, k=k)
+        for step in (1_000_000, 2_000_000)
+        for k in (None, 5)
+    }
+    phrases["results/paper/table_2_note.md"] = [
+        f"by {lead[1_000_000, None]:.1f} points at 1 M steps and by "
+        f"{lead[2_000_000, None]:.1f} at 2 M",
+        f"from {lead[1_000_000, 5]:.1f} points to {lead[2_000_000, 5]:.1f}",
+    ]
+
+    # Choices at 0.5 M steps
+    half = 500_000
+    clipped, unclipped = vanilla[0], "choices/no_clip_vloss__vanilla_mtppo__1"
+    ln_fairgrad = "mt10/ln_fairgrad__1", "choices/no_clip_vloss__ln_fairgrad__1"
+    epsilon = "mt10/ln_popart__1", "choices/adam_eps_1e-8__ln_popart__1"
+    phrases["results/paper/table_d1_note.md"] = [
+        f"LN-c + PopArt has {at(half, epsilon[0]):.1f} % with 1e-5 and "
+        f"{at(half, epsilon[1]):.1f} % with 1e-8, and explains "
+        f"{explained(epsilon[0], half):.0f} % of the variance against "
+        f"{explained(epsilon[1], half):.0f} %",
+        f"vanilla has {at(half, unclipped):.1f} % instead of {at(half, clipped):.1f} %, and LN-c + "
+        f"FairGrad {at(half, ln_fairgrad[1]):.1f} % instead of {at(half, ln_fairgrad[0]):.1f} %",
+    ]
+    apart = abs(at(half, toppo[0]) - at(half, toppo[1]))
+    phrases["results/choices/choices_note.md"] = [
+        f"TOPPO's two seeds are {apart:.1f} points apart",
+        f"vanilla has {at(half, unclipped):.1f} % instead of {at(half, clipped):.1f} % (seed 1) "
+        f"and explains {explained(unclipped, half):.0f} % of the variance instead of "
+        f"{explained(clipped, half):.0f} %",
+    ]
+
+    # README's tour
+    ends = [f"{at(120_000, f'quick_tour/seed_{seed}') / 100:.2f}" for seed in (1, 2)]
+    tour = f"ends at a success of {ends[0]} (a second seed: {ends[1]})"
+    phrases["README.md"].append(tour)
+
+    # README's table: seeds of one rung side by side, and without the value clip
+    def seeds(step, *names, k=None):
+        return ", ".join(f"{at(step, name, k=k):.1f}" for name in names)
+
+    rungs = {
+        "Vanilla MT-PPO": vanilla,
+        "+ LN-c": ["mt10/ln__1"],
+        "+ LN-c + PopArt": ["mt10/ln_popart__1"],
+        "+ LN-c + FairGrad": ["mt10/ln_fairgrad__1"],
+        "+ LN-c + PopArt + FairGrad": ["mt10/ln_popart_fairgrad__1"],
+        "TOPPO": toppo,
+    }
+    without_clip = {
+        "Vanilla MT-PPO": unclipped,
+        "+ LN-c + FairGrad": ln_fairgrad[1],
+        "TOPPO": "choices/no_clip_vloss__toppo_mt50__1",
+    }
+    for name, runs in rungs.items():
+        cells = [seeds(half, *runs), "–"]
+        if name in without_clip:
+            cells[1] = seeds(half, without_clip[name])
+        cells.append(seeds(1_000_000, *runs))
+        cells.append(seeds(2_000_000, *runs) if len(runs) == 2 else "–")
+        cells.append(seeds(1_000_000, *runs, k=5))
+        cells.append(seeds(2_000_000, *runs, k=5) if len(runs) == 2 else "–")
+        phrases["README.md"].append(f"| {' | '.join([name, *cells])} |")
+    return phrases
+
+
+MEASURED = measured()
+
+
+def phrases_of(page):
+    return [*CONSTANTS.get(page, {}), *CONSTANTS["everywhere"], *MEASURED[page]]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_number_has_a_source(page):
+    assert uncovered(read(page), phrases_of(page)) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_was_measured_and_what_is_constant_is_on_the_page(page):
+    text = read(page)
+    absent = [
+        phrase for phrase in [*MEASURED[page], *CONSTANTS.get(page, {})] if phrase not in text
+    ]
+    assert absent == [], f"{page} does not say this, or not so"
+
+
+def test_sources_are_named():
+    for page, phrases in CONSTANTS.items():
+        assert page == "everywhere" or page in PAGES, page
+        for phrase, source in phrases.items():
+            assert re.search(NUMBER, phrase), f"{page}: {phrase!r} has no number"
+            assert len(source) > 3, f"{page}: {phrase!r} has no source"
+
+
+def test_changed_lines_of_the_ladder():
+    rows = re.findall(r"^\| \[`(\S+)`\].*\| (\d+) \|$", (ROOT / "README.md").read_text(), re.M)
+    parents = {script: parent for parent, script in ladder.edges()}
+    counted = {
+        script: str(ladder.num_changed(ladder.hunks(parents[script], script))) for script, _ in rows
+    }
+    assert len(rows) == 5
+    assert dict(rows) == counted
+
+
+def test_a_changed_digit_is_noticed():
+    """In twenty places, drawn at random."""
+    rng = random.Random(0)
+    for _ in range(20):
+        digits = []
+        while not digits:  # some notes have none
+            page = rng.choice(PAGES)
+            text = read(page)
+            digits = [number.start() for number in re.finditer(r"(?<![\w.])\d", text)]
+        digit = rng.choice(digits)
+        new = rng.choice([x for x in "0123456789" if x != text[digit]])
+        changed = text[:digit] + new + text[digit + 1 :]
+        absent = [phrase for phrase in phrases_of(page) if phrase in text and phrase not in changed]
+        assert absent or uncovered(changed, phrases_of(page)), (page, text[digit - 30 : digit + 9])
