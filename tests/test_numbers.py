@@ -19,7 +19,9 @@ import pytest
 from scripts import ROOT
 
 sys.path.append(str(ROOT / "tools"))
+sys.path.append(str(ROOT / "paper"))
 import ladder  # noqa: E402
+import published  # noqa: E402
 
 CONSTANTS = tomllib.loads((ROOT / "tests/numbers.toml").read_text())
 WRITTEN_BY_PROGRAMS = {"docs/ladder.md", "docs/results.md", "docs/choices.md"}
@@ -108,6 +110,14 @@ def explained(run, step):
     return 100 * last(run, "explained_variance/mean", step)
 
 
+def bench(page, section, row):
+    """The cells of a row of results/bench_PAGE.md, below the heading that begins with section."""
+    text = (ROOT / f"results/bench_{page}.md").read_text()
+    below = text.split(f"## {section}")[1].split("\n## ")[0]
+    (line,) = [line for line in below.splitlines() if line.startswith(f"| {row} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
 def measured():
     """{page: [phrase]}, each as it has to stand there."""
     phrases = {page: [] for page in PAGES}
@@ -149,7 +159,11 @@ def measured():
 
     # README's tour
     ends = [f"{at(120_000, f'quick_tour/seed_{seed}') / 100:.2f}" for seed in (1, 2)]
-    tour = f"ends at a success of {ends[0]} (a second seed: {ends[1]})"
+    (minutes, seconds) = re.search(
+        r"real\t(\d+)m([\d.]+)s", (ROOT / "results/quick_tour/log.txt").read_text()
+    ).groups()
+    tour = f"takes about {int(minutes) + float(seconds) / 60:.0f} minutes and "
+    tour += f"ends at a success of {ends[0]} (a second seed: {ends[1]})"
     phrases["README.md"].append(tour)
 
     # README's table: seeds of one rung side by side, and without the value clip
@@ -178,6 +192,56 @@ def measured():
         cells.append(seeds(1_000_000, *runs, k=5))
         cells.append(seeds(2_000_000, *runs, k=5) if len(runs) == 2 else "–")
         phrases["README.md"].append(f"| {' | '.join([name, *cells])} |")
+
+    # README's MT50 table: ours beside the paper's
+    mt50 = "mt50/toppo_mt50__1", "mt50/vanilla_mtppo__1"
+    curves = [published.CURVES[name] for name in ("toppo_mt50", "vanilla_mtppo")]
+    both_have = [
+        point.step
+        for point in curves[0]
+        if all(point.step * 1_000_000 in success(run) for run in mt50)
+    ]
+    phrases["README.md"].append(f"to {both_have[-1]:g} M of the paper's 100 M steps; MT10")
+    phrases["README.md"].append(f"| | {' | '.join(f'{step:g} M | paper' for step in both_have)} |")
+    for name, run, curve in zip(("TOPPO", "Vanilla MT-PPO"), mt50, curves):
+        papers = {point.step: point.success for point in curve}
+        cells = [f"{at(step * 1_000_000, run):.1f} | {papers[step]:.1f}" for step in both_have]
+        phrases["README.md"].append(f"| {name} | {' | '.join(cells)} |")
+
+    # docs/speed.md
+    collect = bench("end_to_end", "MT10", "toppo_mt50.py")[2]
+    to_vanilla = bench("end_to_end", "MT10", "TOPPO to vanilla")[2]
+
+    def both(page, row, column):
+        return " | ".join(bench(page, name, row)[column] for name in ("MT10", "MT50"))
+
+    phrases["docs/speed.md"] = [
+        f"| rollout with the policy, steps/s | {both('rollout', 'ours', 1)} |",
+        f"| the same on EnvPool | {both('rollout', 'EnvPool', 1)} |",
+        f"| the same by Meta-World's `, sync | {both('rollout', 'make_vec, sync', 1)} |",
+        f"| the same by Meta-World's `, async | {both('rollout', 'make_vec, async', 1)} |",
+        "| K critic gradients, Gram, FairGrad and combination, to one plain backward pass | "
+        f"{both('per_task_gradients', 'ours, `vmap(grad)`', 3)} |",
+        "| the same by K backward passes | "
+        f"{both('per_task_gradients', 'a backward per task, `retain_graph`', 3)} |",
+        f"| a whole collect of TOPPO, seconds | {collect} | – |",
+        f"| the same, to vanilla's | {to_vanilla} | – |",
+    ]
+
+    # Hours, without evaluations: the paper's 200 collects
+    update = float(bench("end_to_end", "MT10", "toppo_mt50.py")[1])
+    rate = int(bench("rollout", "MT50", "ours")[1].replace(",", ""))
+    mt10_seconds, mt50_seconds = float(collect), 500_000 / rate + 5 * update
+    hours = [200 * seconds / 3600 for seconds in (mt10_seconds, mt50_seconds)]
+    phrases["README.md"].append(
+        f"MT10 takes about {hours[0]:.0f} hours and MT50 about {hours[1]:.0f}"
+    )
+    phrases["docs/running.md"] = [
+        f"| MT10, 20 M steps | {mt10_seconds:.0f} s, measured | {hours[0]:.0f} h |",
+        f"| MT50, 100 M steps | {mt50_seconds:.0f} s: {500_000 / rate:.0f} s at the measured {rate:,} "
+        f"steps/s, and 5 times MT10's update | {hours[1]:.0f} h |",
+        f"{bench('end_to_end', 'MT10', 'toppo_mt50.py')[3]} MB",
+    ]
     return phrases
 
 
@@ -218,6 +282,17 @@ def test_changed_lines_of_the_ladder():
     }
     assert len(rows) == 5
     assert dict(rows) == counted
+
+
+def test_the_readmes_diff_is_the_scripts():
+    (shown,) = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    changes = [line for line in shown.splitlines() if line]
+    hunks = ladder.hunks("ablations/ln_popart.py", "ablations/ln_popart_fairgrad.py")
+    changed = [line for hunk in hunks for line in hunk.changed()]
+    assert len(changes) == 6
+    assert [line for line in changed if line in changes] == changes
+    logged = [line for line in changed if line not in changes and line.strip("+")]
+    assert len([line for line in logged if "metrics" in line]) == 2  # its function and its call
 
 
 def test_a_changed_digit_is_noticed():
