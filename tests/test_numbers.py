@@ -238,8 +238,8 @@ def measured():
     )
     phrases["docs/running.md"] = [
         f"| MT10, 20 M steps | {mt10_seconds:.0f} s, measured | {hours[0]:.0f} h |",
-        f"| MT50, 100 M steps | {mt50_seconds:.0f} s: {500_000 / rate:.0f} s at the measured {rate:,} "
-        f"steps/s, and 5 times MT10's update | {hours[1]:.0f} h |",
+        f"| MT50, 100 M steps | {mt50_seconds:.0f} s: {500_000 / rate:.0f} s at the measured "
+        f"{rate:,} steps/s, and 5 times MT10's update | {hours[1]:.0f} h |",
         f"{bench('end_to_end', 'MT10', 'toppo_mt50.py')[3]} MB",
     ]
     return phrases
