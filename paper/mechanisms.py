@@ -139,6 +139,20 @@ def bars(axis: Axes, tasks: list[str], values: r.Array, colour: str, title: str)
         axis.spines[side].set_visible(False)
 
 
+def two_bars(
+    axes: tuple[Axes, Axes],
+    tasks: list[str],
+    values: tuple[r.Array, r.Array],
+    scripts: tuple[str, str],
+    titles: tuple[str, str],
+) -> None:
+    """Before and after in the colours of two scripts, the tasks in the order of before."""
+    order = np.argsort(-values[0])
+    names = [tasks[k] for k in order]
+    for axis, side, script, title in zip(axes, values, scripts, titles):
+        bars(axis, names, side[order], r.COLORS[script], title)
+
+
 def heatmap(axis: Axes, gram: r.Array, tasks: list[str], title: str):
     """The cosines off the diagonal. Returns what a colour bar is made of."""
     num_tasks = len(tasks)
@@ -213,12 +227,10 @@ def popart(dumps: dict[str, list[Dump]], i: int) -> Figure:
         sentence,
         source(dump, "One minibatch of the run with LN-c and PopArt, before by Eq. (2)"),
     )
-    order = np.argsort(-raw)
-    tasks = [dump.tasks[k] for k in order]
-    colours = r.COLORS["ln"], r.COLORS["ln_popart"]
+    values = raw / raw.max(), after / after.max()
     titles = "before: raw returns", "after: normalised returns"
-    for axis, norms, colour, title in zip((left, right), (raw, after), colours, titles):
-        bars(axis, tasks, norms[order] / norms.max(), colour, title)
+    two_bars((left, right), dump.tasks, values, ("ln", "ln_popart"), titles)
+    for axis in (left, right):
         axis.set_xscale("log")
         axis.set(xlim=(0.4 / spreads[i].max(), 1.3))
         axis.set_xlabel("norm of the task's gradient / largest norm")
@@ -240,12 +252,10 @@ def fairgrad(dumps: dict[str, list[Dump]], i: int) -> Figure:
         sentence,
         source(dump, "One minibatch of the run with LN-c and PopArt"),
     )
-    order = np.argsort(-mean)
-    tasks = [dump.tasks[k] for k in order]
-    colours = r.COLORS["ln_popart"], r.COLORS["ln_popart_fairgrad"]
+    scripts = "ln_popart", "ln_popart_fairgrad"
     titles = "before: mean", "after: FairGrad"
-    for axis, values, colour, title in zip((left, right), (mean, fair), colours, titles):
-        bars(axis, tasks, 100 * values[order], colour, title)
+    two_bars((left, right), dump.tasks, (100 * mean, 100 * fair), scripts, titles)
+    for axis in (left, right):
         axis.axvline(100 / num_tasks, color="#000000", linestyle=(0, (4, 3)), linewidth=1.2)
         axis.set(xlim=(0, 105 * max(mean.max(), fair.max())))
         axis.set_xlabel(r"share of $w_k \Vert g_k \Vert$, %; dashed: an equal share")
@@ -270,14 +280,12 @@ def pcgrad(dumps: dict[str, list[Dump]], i: int) -> Figure:
         sentence,
         source(dump, "One minibatch of a TOPPO run"),
     )
-    order = np.argsort(-mean)
-    tasks = [dump.tasks[k] for k in order]
-    colours = r.COLORS["ln_popart_fairgrad"], r.COLORS["toppo_mt50"]
+    scripts = "ln_popart_fairgrad", "toppo_mt50"
     titles = "before: mean", "after: PCGrad"
+    two_bars((left, right), dump.tasks, (mean, after), scripts, titles)
     low = min(mean.min(), after.min(), 0)
     high = max(mean.max(), after.max())
-    for axis, values, colour, title in zip((left, right), (mean, after), colours, titles):
-        bars(axis, tasks, values[order], colour, title)
+    for axis in (left, right):
         axis.axvline(0, color="#000000", linewidth=1.2)
         axis.set(xlim=(low - 0.05, high + 0.05))
         axis.set_xlabel("cosine of the task's gradient with the step")

@@ -30,5 +30,5 @@ def pytest_runtest_setup(item):
 
 
 def pytest_collection_modifyitems(items):
-    first = [f"test_{name}" for name in LONG_FILES]
-    items.sort(key=lambda item: first.index(item.path.stem) if item.path.stem in first else 99)
+    order = {f"test_{name}": i for i, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
