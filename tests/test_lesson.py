@@ -42,11 +42,16 @@ def answers():
 
 @pytest.fixture(scope="module")
 def executed():
-    """The lesson as run from docs/, with the answers as cells at its end."""
+    """The lesson as run from docs/, with the answers as cells at its end.
+
+    On machines without a screen MPLBACKEND often says Agg: the pictures must appear there too.
+    """
     notebook = read()
     for i, code in enumerate(answers()):
         notebook.cells.append(nbformat.v4.new_code_cell(code, id=f"answer-{i}"))
-    return code_cells(execute(notebook, LESSON.parent))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLBACKEND", "Agg")
+        return code_cells(execute(notebook, LESSON.parent))
 
 
 def test_the_lesson_is_short_and_has_its_outputs():
@@ -139,5 +144,6 @@ def run_setup(monkeypatch):
     monkeypatch.setattr("matplotlib.pyplot.rcParams", {})
     monkeypatch.setattr("numpy.set_printoptions", lambda **options: None)
     names = {"ran": ran}
-    exec(code_cells(read())["setup"].source, names)
+    source = code_cells(read())["setup"].source.replace("%matplotlib inline\n", "")
+    exec(source, names)
     return names

@@ -21,6 +21,8 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookN
     client = NotebookClient(
         notebook,
         timeout=300,
+        iopub_timeout=60,  # a late picture is waited for, one that does not come is an error
+        raise_on_iopub_timeout=True,
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,  # would be new in every run
