@@ -441,25 +441,30 @@ is not that of an episode's plain sum of rewards, `mean_return` in evals.csv."""
 def scalars(path: Path) -> dict[str, tuple[NDArray[np.int64], Array]]:
     """All that a run logged, {tag: (steps [C], values [C])}.
 
-    It is in the run's TensorBoard events or else in its scalars.csv.
+    It is in the run's TensorBoard events, in its scalars.csv, or, of a compact copy that was
+    continued, in both: the events then begin where scalars.csv ends.
     """
+    has_events = any(path.glob("events.out.tfevents*"))
+    has_csv = (path / "scalars.csv").exists()
+    if not has_events and not has_csv:
+        script = SCRIPT_PATHS[json.loads((path / "args.json").read_text())["script"]]
+        lack = "neither TensorBoard events nor scalars.csv; a run leaves the first"
+        raise Missing(f"{path}: {lack}: python {script}")
+
     # {tag: {step: value}}; of a collect redone after a kill, the later value
     rows: dict[str, dict[int, float]] = defaultdict(dict)
-    if any(path.glob("events.out.tfevents*")):
+    if has_csv:
+        with open(path / "scalars.csv", newline="") as file:
+            for row in csv.DictReader(file):
+                rows[row["tag"]][int(row["step"])] = float(row["value"])
+    if has_events:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(str(path), size_guidance={"scalars": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
-            rows[tag] = {event.step: event.value for event in events.Scalars(tag)}
-    elif (path / "scalars.csv").exists():
-        with open(path / "scalars.csv", newline="") as file:
-            for row in csv.DictReader(file):
-                rows[row["tag"]][int(row["step"])] = float(row["value"])
-    else:
-        script = SCRIPT_PATHS[json.loads((path / "args.json").read_text())["script"]]
-        lack = "neither TensorBoard events nor scalars.csv; a run leaves the first"
-        raise Missing(f"{path}: {lack}: python {script}")
+            rows[tag].update((event.step, event.value) for event in events.Scalars(tag))
+
     found = {}
     for tag, values in rows.items():
         steps = sorted(values)

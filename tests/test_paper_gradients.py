@@ -368,6 +368,17 @@ def test_compact_leaves_out_paths_and_keeps_what_made_the_run(tmp_path):
     assert after == before | {"run_dir": None, "resume": None}
 
 
+def test_a_compact_copy_that_was_continued(tmp_path):
+    """Its events begin where scalars.csv ends: both are read, and of a step in both the events."""
+    scalars = {"losses/value": {200: 3.0, 300: 4.0}}
+    path = write_run(tmp_path / "run", "ln", 1, {0: 0}, scalars)
+    copied = "step,tag,value\n100,losses/value,1\n200,losses/value,2\n100,only/copied,5\n"
+    (path / "scalars.csv").write_text(copied)
+    found = {tag: (*map(list, series),) for tag, series in r.scalars(path).items()}
+    assert found["losses/value"] == ([100, 200, 300], [1, 3, 4])
+    assert found["only/copied"] == ([100], [5])
+
+
 def test_compact_writes_over_no_run(tmp_path, monkeypatch, capsys):
     path = write_run(tmp_path / "x/same", "ln", 1, {0: 0}, {"losses/value": {100: 1.0}})
     twin = write_run(tmp_path / "y/same", "ln", 2, {0: 0}, {"losses/value": {100: 1.0}})
