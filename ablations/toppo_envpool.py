@@ -73,8 +73,8 @@ class Args:
     """task-stratified minibatches per pass (Table B.1: minibatch size = collect / 32)"""
     learning_rate: float = 3e-4
     """Adam's step size, constant (Table B.1; Section 5.2: no schedule)"""
-    adam_eps: float = 1e-8
-    """Adam's epsilon (our choice: PyTorch's default; Meta-World+ has 1e-5)"""
+    adam_eps: float = 1e-5
+    """Adam's epsilon (our choice: Meta-World+'s; PyTorch's default is 1e-8)"""
     gamma: float = 0.99
     """discount per step (Table B.1)"""
     gae_lambda: float = 0.97

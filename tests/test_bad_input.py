@@ -138,7 +138,7 @@ CHANGED = {  # another value for each flag: those that change what is learned fi
     "update_epochs": "3",
     "num_minibatches": "8",
     "learning_rate": "1e-3",
-    "adam_eps": "1e-5",
+    "adam_eps": "1e-8",
     "gamma": "0.98",
     "gae_lambda": "0.9",
     "bootstrap_truncation": False,

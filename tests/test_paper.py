@@ -688,17 +688,18 @@ def test_a_note_is_shown_with_its_own_runs_only(runs, tmp_path, capsys):
     assert len(r.read_note(note, both.values(), "python X")) == 1
 
 
-@pytest.mark.parametrize("name, count", [("mt10", 9), ("choices", 8)])
+@pytest.mark.parametrize("name, count", [("mt10", 9), ("mt50", 2), ("choices", 11)])
 def test_committed_runs_are_read(name, count):
     """Those in results/ are of the scripts' first version."""
     paths = r.run_directories([ROOT / "results" / name])
     found = [r.read_run(path) for path in paths]
     assert len(found) == count
     for run in found:
-        assert (run.task_set, run.reward) == ("MT10", "v2")
+        assert run.task_set in ("MT10", "MT50") and run.reward == "v2"
         seeds = r.up_to(int(run.steps[-1]), [run])
         steps, ratio = import_module("figure_2_d2_norm_spread").norm_ratio(seeds)
-        assert len(steps) >= 5 and np.isfinite(ratio).all()
+        collect = 10_000 * len(run.tasks)
+        assert len(steps) == run.steps[-1] / collect and np.isfinite(ratio).all()
 
 
 def test_published_best_steps_are_in_the_papers_order():
@@ -879,6 +880,20 @@ def test_choices(tmp_path):
     (absent,) = [line for line in lines if line.startswith("Not run yet: ")]
     assert "last value of an episode, TOPPO; value clip, TOPPO; PCGrad, TOPPO" in absent
     assert (choices / "choices.png").read_bytes()[:4] == b"\x89PNG"
+
+    # On MT50 with its own default, and MT10's run of that name left out of it
+    assert "Adam's ε, vanilla, MT50; Adam's ε, TOPPO, MT50" in absent
+    logged = {tag: {500_000: 0.5} for tag in ("train_success/mean", "explained_variance/mean")}
+    for path, rate in (("base/fifty", 0.25), ("choices/adam_eps_1e-8__vanilla_mtppo__3", 0.5)):
+        mt50_run(tmp_path / path, "vanilla_mtppo", 3, {0: 0, 0.5: rate}, scalars=logged)
+    path = choices / "adam_eps_1e-8__vanilla_mtppo__1"
+    choice_run(path, "vanilla_mtppo", 1, {500_000: 0.75}, {500_000: 0.5}, 0.25)
+    assert run("choices.py", base, "--choices", choices, "--page", page).returncode == 0
+    lines = page.read_text().splitlines()
+    fifty = "1e-5 (default) | 3 | 0.5 M | 25.0 | 25.0 | 50.0 | 50.0"
+    assert row(lines, "Adam's ε, vanilla, MT50") == fifty
+    assert "|  | 1e-8 | 3 | 0.5 M | 50.0 | 50.0 | 50.0 | 50.0 |" in lines
+    assert row(lines, "value clip, vanilla") == vanilla
 
     # Of other runs, and with the page where the runs are
     path = choices / "pcgrad_sum__toppo_mt50__1"
