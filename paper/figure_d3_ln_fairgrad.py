@@ -55,7 +55,15 @@ def replay(run):
         cosine = f"{r.mean_off_diagonal(r.cosines(G)):.3f}"
         both = [np.full(len(G), 1 / len(G)), solve_fairgrad(G).weights]
         tops = [f"{top1_share(G, w):.3f}" for w in both]
-        rows.append([r.METHODS[run.script], run.path.name, r.millions(dump.step), cosine, *tops])
+        rows.append(
+            [
+                r.METHODS[run.script],
+                f"{run.path.name}, {run.task_set}",
+                r.millions(dump.step),
+                cosine,
+                *tops,
+            ]
+        )
     return rows
 
 

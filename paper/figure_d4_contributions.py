@@ -89,7 +89,7 @@ def row(run, dumps, replays):
     ratios = np.ma.median(means.max(2) / means.min(2), axis=0)  # [2]
     return [
         r.METHODS[run.script],
-        run.path.name,
+        f"{run.path.name}, {run.task_set}",
         f"{len(dumps)}, {r.millions(dumps[0].step)} to {r.millions(dumps[-1].step)}",
         *(f"{x:.3g}" for x in ratios),
         f"{np.abs(some[:, 2:] - 1).max():.0e}",
