@@ -38,7 +38,6 @@ CHOICES = {
     "value clip, TOPPO": Choice("toppo_mt50", "on (default)", {"no_clip_vloss": "off"}),
     "value clip, vanilla": Choice("vanilla_mtppo", "on (default)", {"no_clip_vloss": "off"}),
     "PCGrad, TOPPO": Choice("toppo_mt50", "mean (default)", {"pcgrad_sum": "sum"}),
-    # Not open, but changed to find out what PopArt's part is (Table D.1 in docs/results.md)
     "value clip, +LN-c +FG-c": Choice("ln_fairgrad", "on (default)", {"no_clip_vloss": "off"}),
     "Adam's ε, +LN-c +PopArt": Choice("ln_popart", "1e-5 (default)", {"adam_eps_1e-8": "1e-8"}),
     "Adam's ε, vanilla, MT50": Choice(
@@ -51,8 +50,8 @@ CHOICES = {
 INTRODUCTION = """\
 Each choice that the paper leaves open and that could matter,
 against the default, with V2 rewards, on MT10 if not on the tasks named, at a small part of the
-paper's steps. One of them is not open, but was changed to find out what PopArt's part is: the value
-clip of +LN-c +FG-c. Success in percent, mean over the seeds and, in brackets, each seed's; training
+paper's steps. The value clip is not open, as the paper has it on; it was changed to find out what
+PopArt's part is. Success in percent, mean over the seeds and, in brackets, each seed's; training
 success is with exploration noise. Explained variance is in percent, too, and of the critic's
 targets, which are discounted returns. In the figure, a line is a seed's training success, a dot is
 an evaluation."""

@@ -44,7 +44,7 @@ def answers():
 def executed():
     """The lesson as run from docs/, with the answers as cells at its end.
 
-    On machines without a screen MPLBACKEND often says Agg: the pictures must appear there too.
+    Where MPLBACKEND says Agg, as for machines without a screen, the pictures must appear, too.
     """
     notebook = read()
     for i, code in enumerate(answers()):

@@ -690,7 +690,7 @@ def test_a_note_is_shown_with_its_own_runs_only(runs, tmp_path, capsys):
 
 @pytest.mark.parametrize("name, count", [("mt10", 9), ("mt50", 2), ("choices", 11)])
 def test_committed_runs_are_read(name, count):
-    """Those in results/ are of the scripts' first version."""
+    """Those in mt10, and of the choices those on MT10, are of the scripts' first version."""
     paths = r.run_directories([ROOT / "results" / name])
     found = [r.read_run(path) for path in paths]
     assert len(found) == count

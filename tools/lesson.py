@@ -21,7 +21,7 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookN
     client = NotebookClient(
         notebook,
         timeout=300,
-        iopub_timeout=60,  # a late picture is waited for, one that does not come is an error
+        iopub_timeout=60,  # the default, 4 s, drops what a busy machine sends later
         raise_on_iopub_timeout=True,
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
