@@ -6,9 +6,9 @@ Writes NAME.md and NAME.png to runs/paper (--out) and the page runs/paper/index.
 the runs do not allow is listed there with the command that makes what is missing. Each script of
 this folder makes its own tables or figures alone: python paper/SCRIPT.py --help.
 
-A text in OUT/NAME_note.md, written by hand, is shown under table or figure NAME if it is of these
-runs: its first line is <!-- runs: HASH -->, with the hash of all runs on one task set and reward,
-or several hashes. --show-hashes prints them.
+A text in OUT/NAME_note.md, written by hand, is shown under table or figure NAME, and one in
+OUT/summary_note.md at the top, if it is of these runs: its first line is <!-- runs: HASH -->, with
+the hash of all runs on one task set and reward, or several hashes. --show-hashes prints them.
 """
 
 import os
@@ -43,7 +43,7 @@ The paper trains for 20 M steps on MT10 and 100 M on MT50 with 10
 seeds: with fewer seeds or steps, the numbers of these runs are no estimate of the paper's. Each
 section compares runs at the same step. Success is in percent."""
 HEADER = ["run", "tasks", "reward", "method", "script", "seed", "evaluated up to", "dumps"]
-LONGEST = 70  # lines of a Markdown file that the page shows; a longer one gets figure and link only
+LONGEST = 70  # lines of a Markdown file that the page shows; a longer one gets the link only
 
 
 @dataclass
@@ -65,17 +65,25 @@ def hashes_of(runs):
 
 
 def section(name, title, lines, note, folder, link):
-    """A table or figure on the page: its image, its text or a link, a note written by hand."""
+    """A table, or a figure with its legend, a note written by hand, and a link to all of it.
+
+    The numbers of a figure are not on the page, as most of them are in its tables, too.
+    """
     found = [f"## {title}", ""]
+    contents = f"[{name}.md]({link}/{name}.md)"
     if (folder / f"{name}.png").exists():
         found += [f"![{title}]({link}/{name}.png)", ""]
+        rows = [index for index, line in enumerate(lines) if line.startswith("|")]
+        if rows:
+            lines = lines[rows[-1] + 1 :]
+            contents = f"[its numbers]({link}/{name}.md)"
     if len(lines) <= LONGEST:
-        found += [f"#{line}" if line.startswith("#") else line for line in lines]  # a level down
-        if lines and lines[-1]:
-            found.append("")
+        text = "\n".join(lines).strip("\n").splitlines()
+        found += [f"#{line}" if line.startswith("#") else line for line in text]  # a level down
+        found.append("")
     if note:
         found += [*note, ""]
-    return [*found, f"[{name}.md]({link}/{name}.md)", ""]
+    return [*found, contents, ""]
 
 
 def main():
@@ -111,10 +119,13 @@ def main():
     ]
     made_by = f"Made by `python paper/all.py {shlex.join(sys.argv[1:])}`."
     page = ["# The paper's tables and figures, from our runs", "", made_by, INTRODUCTION, ""]
-    page += r.table(HEADER, rows)
+    command = f"python paper/all.py {shlex.join(map(str, args.runs))} --show-hashes"
+    summary = r.read_note(out / "summary_note.md", hashes.values(), command)
+    if summary:
+        page += [*summary, ""]
+    page += ["## The runs", "", *r.table(HEADER, rows)]
 
     link = Path(os.path.relpath(out, index.parent)).as_posix()
-    command = f"python paper/all.py {shlex.join(map(str, args.runs))} --show-hashes"
     skipped = []
     for script in SCRIPTS:
         for name, result in r.produce(import_module(script).ITEMS, runs, out).items():

@@ -50,7 +50,7 @@ CHOICES = {
 INTRODUCTION = """\
 Each choice that the paper leaves open and that could matter,
 against the default, with V2 rewards, on MT10 if not on the tasks named, at a small part of the
-paper's steps. The value clip is not open, as the paper has it on; it was changed to find out what
+paper's steps. That the value clip is on is the paper's; it was switched off to find out what
 PopArt's part is. Success in percent, mean over the seeds and, in brackets, each seed's; training
 success is with exploration noise. Explained variance is in percent, too, and of the critic's
 targets, which are discounted returns. In the figure, a line is a seed's training success, a dot is

@@ -133,7 +133,31 @@ def measured():
     phrases["results/paper/table_2_note.md"] = [
         f"by {lead[1_000_000, None]:.1f} points at 1 M steps and by "
         f"{lead[2_000_000, None]:.1f} at 2 M",
-        f"from {lead[1_000_000, 5]:.1f} points to {lead[2_000_000, 5]:.1f}",
+        f"lead is {lead[1_000_000, 5]:.1f} points at 1 M and {lead[2_000_000, 5]:.1f} at 2 M",
+    ]
+    for seed, verb in enumerate(("shrinks", "grows")):
+        apart = [
+            at(step, toppo[seed], k=5) - at(step, vanilla[seed], k=5)
+            for step in (1_000_000, 2_000_000)
+        ]
+        phrases["results/paper/table_2_note.md"].append(
+            f"{verb} in seed {seed + 1} ({apart[0]:.1f} to {apart[1]:.1f})"
+        )
+
+    # The summary of docs/results.md: the ladder on MT10, from vanilla to TOPPO
+    ladder_mt10 = [
+        f"{at(1_000_000, *runs):.1f}"
+        for runs in (
+            vanilla,
+            ["mt10/ln__1"],
+            ["mt10/ln_popart__1"],
+            ["mt10/ln_fairgrad__1"],
+            ["mt10/ln_popart_fairgrad__1"],
+            toppo,
+        )
+    ]
+    phrases["results/paper/summary_note.md"] = [
+        "{}, {} (LN-c), {} (PopArt), {} (FairGrad), {} (both) and {} % (TOPPO)".format(*ladder_mt10)
     ]
 
     # Choices at 0.5 M steps
@@ -141,6 +165,9 @@ def measured():
     clipped, unclipped = vanilla[0], "choices/no_clip_vloss__vanilla_mtppo__1"
     ln_fairgrad = "mt10/ln_fairgrad__1", "choices/no_clip_vloss__ln_fairgrad__1"
     epsilon = "mt10/ln_popart__1", "choices/adam_eps_1e-8__ln_popart__1"
+    phrases["results/paper/table_2_note.md"].append(
+        f"Without the clip it has {at(half, unclipped):.1f} % at 0.5 M"
+    )
     phrases["results/paper/table_d1_note.md"] = [
         f"LN-c + PopArt has {at(half, epsilon[0]):.1f} % with 1e-5 and "
         f"{at(half, epsilon[1]):.1f} % with 1e-8, and explains "
@@ -215,6 +242,19 @@ def measured():
         }
         phrases["README.md"] += [f"| {label} | {' | '.join(x)} |" for label, x in rows.items()]
 
+    steps = (1_000_000, 2_000_000)
+    pairs = {
+        script: [
+            " and ".join(f"{at(step, ours[script]):.1f}" for step in steps),
+            " and ".join(f"{papers[script][step]:.1f}" for step in steps),
+        ]
+        for script in papers
+    }
+    phrases["results/paper/summary_note.md"] += [
+        "TOPPO is {} % at 1 M and 2 M steps, where the paper has {};".format(*pairs["toppo_mt50"]),
+        "vanilla's {}, where it has {}.".format(*pairs["vanilla_mtppo"]),
+    ]
+
     both_have = max(success(ours["toppo_mt50"]).keys() & success(ours["vanilla_mtppo"]).keys())
     longest = max(success(other_eps["toppo_mt50"][0]))
     apart = [
@@ -228,8 +268,9 @@ def measured():
         for step in success(run).keys() & papers["vanilla_mtppo"].keys()
     ]
     phrases["README.md"] += [
-        f"to {both_have / 1e6:g} M of the paper's 100 M steps, TOPPO with another ε of Adam's to "
-        f"{longest / 1e6:g} M; MT10",
+        f"to {both_have / 1e6:g} M of the paper's 100 M steps, and TOPPO with Adam's ε at 1e-8 to "
+        f"{longest / 1e6:g} M;",
+        f"with a success of {at(longest, other_eps['toppo_mt50'][0]):.1f} %.",
         f"Both curves are at most {max(apart):.1f} points from the paper's",
         f"ε at PyTorch's 1e-8 vanilla is {min(above):.1f} to {max(above):.1f} points above",
     ]

@@ -126,7 +126,7 @@ RUNGS = {
         " Up to now a sample gives no more gradient once V has moved by 0.2 raw units of return"
         " towards its R, which is little where returns are several hundred. From here on it is u"
         " that may move by 0.2, which is 0.2 σ_k of return. What PopArt gains on a rung without it"
-        " is therefore in part that clip's: compare both with `--no-clip-vloss` too.",
+        " may therefore be in part that clip's: compare both with `--no-clip-vloss` too.",
         figure="mechanism_popart",
     ),
     "ablations/ln_popart_fairgrad.py": Rung(
