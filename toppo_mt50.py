@@ -315,7 +315,7 @@ def per_task_gradients(loss, net, rows, mb, args):
 def gram(J):
     """G = J J^T (Section 2) in fp64 (C.5). J: [K, D]."""
     G = 0.0
-    for block in J.split(65_536, dim=1):  # columns that fit in the cache
+    for block in J.split(65_536, dim=1):  # some columns at a time: no fp64 copy of J
         block = block.double()
         G = G + block @ block.T
     return G
@@ -350,11 +350,11 @@ def set_gradients(net, rows, gradients, weights):
         parameter.grad = torch.einsum("k,k...->k...", weights, gradients.rows[name])
 
 
-def gradient_metrics(side, gram, weights):
-    """What Section 3 measures, items (D1) to (D3). gram: [K, K], weights: [K]."""
-    norms = np.sqrt(gram.diagonal())
-    cosines = gram / np.outer(norms, norms).clip(1e-60)
-    num_pairs = max(gram.size - len(gram), 1)
+def gradient_metrics(side, G, weights):
+    """What Section 3 measures, items (D1) to (D3). G: [K, K], weights: [K]."""
+    norms = np.sqrt(G.diagonal())
+    cosines = G / np.outer(norms, norms).clip(1e-60)
+    num_pairs = max(G.size - len(G), 1)
     spread = norms.max() / norms.min(where=norms > 0, initial=math.inf)  # of those not zero
     contributions = weights * norms
     return {
@@ -362,7 +362,7 @@ def gradient_metrics(side, gram, weights):
         f"gradients/{side}_log10_norm_spread": np.log10(max(spread, 1)),
         f"gradients/{side}_mean_cosine": (cosines.sum() - cosines.trace()) / num_pairs,
         f"gradients/{side}_top1_share": contributions.max() / contributions.sum().clip(1e-60),
-        f"gradients/{side}_combined_norm": np.sqrt((weights @ gram @ weights).clip(1e-60)),
+        f"gradients/{side}_combined_norm": np.sqrt((weights @ G @ weights).clip(1e-60)),
     }
 
 
@@ -397,14 +397,14 @@ def gae(rewards, values, args):
     return advantages, advantages + values[..., :-1]
 
 
-def stratified_minibatches(num_tasks, args, rng):
+def stratified_minibatches(num_tasks, args, rng, device):
     """Shuffles each task's samples and deals them out, to all tasks the same number at a time.
 
     Every sample comes once. Returns indices [K, n] into [K, T], one for each minibatch.
     """
     order = np.tile(np.arange(args.num_steps), (num_tasks, 1))
     order = rng.permuted(order, axis=1)  # [K, T]
-    return torch.from_numpy(order).tensor_split(args.num_minibatches, dim=1)
+    return torch.from_numpy(order).to(device).tensor_split(args.num_minibatches, dim=1)
 
 
 @torch.no_grad()  # torch.func takes the gradients
@@ -443,8 +443,8 @@ def update_minibatch(agent, optimizer, mb, rng, args):
     return metrics
 
 
-def stop_if_not_finite(gram, tasks):
-    bad = ~np.isfinite(gram.diagonal())
+def stop_if_not_finite(G, tasks):
+    bad = ~np.isfinite(G.diagonal())
     if bad.any():
         names = " ".join(np.array(tasks)[bad])
         fail(f"gradients that are not finite: {names}; the last checkpoint is good")
@@ -480,8 +480,7 @@ def update(agent, optimizer, rollout, rng, args):
         samples = {name: x.flatten(1, 2) for name, x in batch.items()}  # [K, T, ...]
 
         # Line 6: each sample once, in minibatches with equal shares of all tasks
-        for index in stratified_minibatches(len(obs), args, rng):  # [K, n]
-            index = index.to(device, non_blocking=True)
+        for index in stratified_minibatches(len(obs), args, rng, device):  # [K, n]
             mb = {name: x[task, index] for name, x in samples.items()}  # [K, n, ...]
             metrics = update_minibatch(agent, optimizer, mb, rng, args)
             for tag, x in metrics.items():
@@ -729,14 +728,26 @@ def load_checkpoint(path):
         fail(f"{path} is not a whole checkpoint of {SCRIPT}.py: {error!r}")
 
 
+def claim(run_dir):
+    """Makes the run directory and keeps other processes out of it until the end."""
+    try:
+        os.makedirs(run_dir, exist_ok=True)
+        fcntl.flock(os.open(run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"--run-dir {run_dir}: another process is at this run")
+    except OSError as error:
+        fail(f"--run-dir {run_dir}: {error.strerror}; expected a directory to write to")
+
+
 def parse_args():
-    """Returns the flags and, where --run-dir has a run, its checkpoint."""
+    """Claims the run directory. Returns the flags and, where it has a run, its checkpoint."""
     args = tyro.cli(Args, description=__doc__)
     if args.run_dir is None:
         now = time.strftime("%Y%m%d-%H%M%S")
         args.run_dir = f"runs/{now}__{SCRIPT}__MT{len(args.tasks)}__{args.seed}"
+    claim(args.run_dir)
     path = Path(args.run_dir, "checkpoint.pt")
-    if not os.path.exists(path):  # False where the name is too long, too
+    if not path.exists():
         return args, None
 
     saved, checkpoint = load_checkpoint(path)
@@ -753,16 +764,8 @@ def parse_args():
 
 
 def open_run(args, first_step):
-    """Claims the run directory, writes args.json and starts TensorBoard there."""
+    """Writes args.json and starts TensorBoard."""
     run_dir = Path(args.run_dir)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        fcntl.flock(os.open(run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)  # to the end
-    except BlockingIOError:
-        fail(f"--run-dir {run_dir}: another process is at this run")
-    except OSError as error:
-        fail(f"--run-dir {run_dir}: {error.strerror}; expected a directory to write to")
-
     git = f"git -C '{Path(__file__).parent}'"
     flags = {
         "script": SCRIPT,
