@@ -4,8 +4,8 @@
     python enjoy.py runs/NAME --tasks door-open-v3 drawer-close-v3 --video policy.gif
 
 The policy takes its mean action, and an episode ends at its first success, as in a script's own
-evaluation: with --episodes 50 and no other flag the success rates are those of evals.csv at the
-checkpoint's step, but for what rounding decides.
+evaluation. With --episodes as the run's --eval-episodes and no other flag the success rates are
+those that evals.csv has of the checkpoint's step, if it has any, but for what rounding decides.
 
 A policy is a run directory, a checkpoint in one, or a small directory with args.json and actor.pt,
 as `python paper/compact.py runs/NAME --out FOLDER --actor` writes it. actor.pt is

@@ -17,12 +17,13 @@ Method (Section C.5)
 Tier 1 is Newton's method on rescaled gradients. Proposition C.1's weights are
 s_k = G_kk^(-alpha/(1+alpha)). With w = s x and B = diag(s) G diag(s) the system becomes
 B x = diag(B) x^(-1/alpha). For alpha = 1, B holds the cosines between the gradients, so a spread
-of 10^12 in their norms costs nothing. The start is x_k = ((B 1)_k / B_kk)^(-alpha/(1+alpha)),
-which is Algorithm C.2's diagonal warm start, x = 1, if B is diagonal. A step is Algorithm C.2's
-Newton step in y = log x, which is Newton's on f too, by a Cholesky factorisation. It is taken
-whole while no weight changes by more than a factor e and the residual's norm at least halves.
-Otherwise it is shortened until f has fallen enough (Armijo). Algorithm C.2 wants the residual's
-norm to fall instead, which stalls for gradients close to opposed.
+of 10^12 in their norms costs nothing. The start is x_k = ((B 1)_k / B_kk)^(-alpha/(1+alpha)), with
+(B 1)_k taken as at least 0.1 B_kk; it is Algorithm C.2's diagonal warm start, x = 1, if B is
+diagonal. A step is Algorithm C.2's Newton step in y = log x, which is Newton's on f too, by a
+Cholesky factorisation. It is taken whole while no weight changes by more than a factor e and the
+residual's norm at least halves. Otherwise it is shortened until f has fallen enough (Armijo).
+Algorithm C.2 wants the residual's norm to fall instead, which stalls for gradients close to
+opposed.
 
 Tier 2 is scipy.optimize.least_squares on the dimensionless residual in y, from Newton's last
 iterate. Tier 3 is the weights s.
@@ -33,11 +34,11 @@ A solution exists if and only if 0 is not in the convex hull of the gradients. I
 for every alpha > 0. Linear independence, the paper's assumption, suffices but is not needed:
 duplicate and dependent gradients are fine.
 
-In exact arithmetic Tier 1 then converges for every alpha > 0, at the end quadratically: each of
-its steps at least halves the residual's norm or lowers the strictly convex f along a descent
-direction by Armijo's rule. For alpha = 1, f is self-concordant, so that a step shortened to
-1 / (1 + Newton decrement) passes that rule whatever K, the norms and the angles are (Boyd and
-Vandenberghe).
+In exact arithmetic Tier 1 then converges for every alpha > 0, at the end quadratically: a step is
+taken whole only after the residual's norm has halved again, which ends after finitely many times,
+and every other step lowers the strictly convex f along a descent direction by Armijo's rule. For
+alpha = 1, f is self-concordant, so that a step shortened to 1 / (1 + Newton decrement) passes that
+rule whatever K, the norms and the angles are (Boyd and Vandenberghe).
 
 In fp64 the solution is lost when ||d|| < 1e-5 sum_k ||w_k g_k||, that is, when 0 is that close to
 the convex hull of the normalised gradients. This ends in a logged fallback (Remark 1). For

@@ -158,7 +158,7 @@ def mlp(sizes, output_gain, layer_norm=False):
     """Linear and ReLU in turn (Table B.1); with layer_norm Linear, LayerNorm, ReLU (4.2)."""
     layers = []
     for n_in, n_out in pairwise(sizes[:-1]):
-        # LayerNorm subtracts the mean, and a bias with it (B.2)
+        # No bias beside LayerNorm, which has its own (B.2)
         layers.append(linear(n_in, n_out, gain=math.sqrt(2), bias=not layer_norm))
         if layer_norm:
             layers.append(nn.LayerNorm(n_out))
@@ -321,20 +321,20 @@ def gram(J):
     return G
 
 
-def cagrad_weights(gram, c):
+def cagrad_weights(G, c):
     """CAGrad (Section C.3), divided by 1 + c^2 as in its authors' code. Returns the weights [K].
 
     With g0 the mean gradient, x minimises x^T G 1/K + c |g0| sqrt(x^T G x) over the simplex;
-    then d = (g0 + c |g0| J^T x / |J^T x|) / (1 + c^2). gram: [K, K].
+    then d = (g0 + c |g0| J^T x / |J^T x|) / (1 + c^2). G: [K, K].
     """
-    num_tasks = len(gram)
+    num_tasks = len(G)
     mean = np.full(num_tasks, 1 / num_tasks)
-    gram = gram / max(gram.diagonal().mean(), 1e-300)  # the weights are those of any multiple of G
-    radius = c * np.sqrt(max(mean @ gram @ mean, 0))
+    G = G / max(G.diagonal().mean(), 1e-300)  # the weights are those of any multiple of G
+    radius = c * np.sqrt(max(mean @ G @ mean, 0))
 
     def objective(x):
-        norm = np.sqrt(max(x @ gram @ x, 1e-20))
-        return x @ gram @ mean + radius * norm, gram @ mean + radius / norm * (gram @ x)
+        norm = np.sqrt(max(x @ G @ x, 1e-20))
+        return x @ G @ mean + radius * norm, G @ mean + radius / norm * (G @ x)
 
     solution = minimize(
         objective,
@@ -346,7 +346,7 @@ def cagrad_weights(gram, c):
         options={"ftol": 1e-12, "maxiter": 300},
     )
     x = solution.x.clip(0)
-    norm = np.sqrt(max(x @ gram @ x, 1e-20))
+    norm = np.sqrt(max(x @ G @ x, 1e-20))
     return (mean + radius / norm * x) / (1 + c**2)
 
 

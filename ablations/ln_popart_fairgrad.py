@@ -158,7 +158,7 @@ def mlp(sizes, output_gain, layer_norm=False):
     """Linear and ReLU in turn (Table B.1); with layer_norm Linear, LayerNorm, ReLU (4.2)."""
     layers = []
     for n_in, n_out in pairwise(sizes[:-1]):
-        # LayerNorm subtracts the mean, and a bias with it (B.2)
+        # No bias beside LayerNorm, which has its own (B.2)
         layers.append(linear(n_in, n_out, gain=math.sqrt(2), bias=not layer_norm))
         if layer_norm:
             layers.append(nn.LayerNorm(n_out))
@@ -348,11 +348,11 @@ def gradient_metrics(side, G, weights):
     }
 
 
-def fairgrad_metrics(fairgrad, gram):
-    """The solver's report, and the contributions w_k (G w)_k of Eq. (C.1)."""
+def fairgrad_metrics(fairgrad, G):
+    """The solver's report, and w_k times Eq. (C.1)'s (G w)_k: 1 for all tasks (Theorem 1)."""
     return {
         "fairgrad_weight": fairgrad.weights,
-        "fairgrad_contribution": fairgrad.weights * (gram @ fairgrad.weights),
+        "fairgrad_contribution": fairgrad.weights * (G @ fairgrad.weights),
         "fairgrad/kkt_residual": fairgrad.residual,
         "fairgrad/newton_iterations": fairgrad.iterations,
         "fairgrad/used_scipy_fallback": fairgrad.used_scipy_fallback,

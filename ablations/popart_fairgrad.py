@@ -345,11 +345,11 @@ def gradient_metrics(side, G, weights):
     }
 
 
-def fairgrad_metrics(fairgrad, gram):
-    """The solver's report, and the contributions w_k (G w)_k of Eq. (C.1)."""
+def fairgrad_metrics(fairgrad, G):
+    """The solver's report, and w_k times Eq. (C.1)'s (G w)_k: 1 for all tasks (Theorem 1)."""
     return {
         "fairgrad_weight": fairgrad.weights,
-        "fairgrad_contribution": fairgrad.weights * (gram @ fairgrad.weights),
+        "fairgrad_contribution": fairgrad.weights * (G @ fairgrad.weights),
         "fairgrad/kkt_residual": fairgrad.residual,
         "fairgrad/newton_iterations": fairgrad.iterations,
         "fairgrad/used_scipy_fallback": fairgrad.used_scipy_fallback,

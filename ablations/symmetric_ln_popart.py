@@ -155,7 +155,7 @@ def mlp(sizes, output_gain, layer_norm=False):
     """Linear and ReLU in turn (Table B.1); with layer_norm Linear, LayerNorm, ReLU (4.2)."""
     layers = []
     for n_in, n_out in pairwise(sizes[:-1]):
-        # LayerNorm subtracts the mean, and a bias with it (B.2)
+        # No bias beside LayerNorm, which has its own (B.2)
         layers.append(linear(n_in, n_out, gain=math.sqrt(2), bias=not layer_norm))
         if layer_norm:
             layers.append(nn.LayerNorm(n_out))

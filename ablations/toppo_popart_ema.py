@@ -160,7 +160,7 @@ def mlp(sizes, output_gain, layer_norm=False):
     """Linear and ReLU in turn (Table B.1); with layer_norm Linear, LayerNorm, ReLU (4.2)."""
     layers = []
     for n_in, n_out in pairwise(sizes[:-1]):
-        # LayerNorm subtracts the mean, and a bias with it (B.2)
+        # No bias beside LayerNorm, which has its own (B.2)
         layers.append(linear(n_in, n_out, gain=math.sqrt(2), bias=not layer_norm))
         if layer_norm:
             layers.append(nn.LayerNorm(n_out))
@@ -198,7 +198,7 @@ class PopArt(nn.Module):
         """Moves the averages towards raw returns [K, E, 500]; raw values stay as they were."""
         returns = returns.flatten(1).double()
 
-        # B.5: averages of the first two moments, debiased: the rate falls from 1 to beta
+        # B.5: averages of two moments; debiased, our choice: the rate falls from 1 to beta
         count = self.count + 1  # of collects
         rate = beta / (1 - (1 - beta) ** count)
         mu = self.mu + rate * (returns.mean(1) - self.mu)
@@ -320,21 +320,21 @@ def gram(J):
     return G
 
 
-def pcgrad_weights(gram, rng):
-    """PCGrad in coefficients (Section C.3). gram: [K, K]. Returns the weights [K].
+def pcgrad_weights(G, rng):
+    """PCGrad in coefficients (Section C.3). G: [K, K]. Returns the weights [K].
 
     Each g_i meets the others in a random order and loses its component along every g_j that it
     then has a negative inner product with. d is the mean of what is left of them.
     """
-    num_tasks = len(gram)
+    num_tasks = len(G)
     coefficients = np.eye(num_tasks)  # row i: what is left of g_i, in terms of all g_j
     for i in range(num_tasks):
-        inner = gram[i].copy()  # [K]: what is left of g_i, times each g_j
+        inner = G[i].copy()  # [K]: what is left of g_i, times each g_j
         for j in rng.permutation(num_tasks):
             if j != i and inner[j] < 0:
-                step = inner[j] / gram[j, j]
+                step = inner[j] / G[j, j]
                 coefficients[i, j] -= step
-                inner -= step * gram[j]
+                inner -= step * G[j]
     return coefficients.mean(axis=0)
 
 
@@ -365,11 +365,11 @@ def gradient_metrics(side, G, weights):
     }
 
 
-def fairgrad_metrics(fairgrad, gram):
-    """The solver's report, and the contributions w_k (G w)_k of Eq. (C.1)."""
+def fairgrad_metrics(fairgrad, G):
+    """The solver's report, and w_k times Eq. (C.1)'s (G w)_k: 1 for all tasks (Theorem 1)."""
     return {
         "fairgrad_weight": fairgrad.weights,
-        "fairgrad_contribution": fairgrad.weights * (gram @ fairgrad.weights),
+        "fairgrad_contribution": fairgrad.weights * (G @ fairgrad.weights),
         "fairgrad/kkt_residual": fairgrad.residual,
         "fairgrad/newton_iterations": fairgrad.iterations,
         "fairgrad/used_scipy_fallback": fairgrad.used_scipy_fallback,

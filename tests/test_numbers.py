@@ -179,6 +179,9 @@ def measured():
     apart = abs(at(half, toppo[0]) - at(half, toppo[1]))
     phrases["results/choices/choices_note.md"] = [
         f"TOPPO's two seeds are {apart:.1f} points apart",
+        "it stops {:.0f} % of the samples in the first collect and {:.0f} % in the fifth".format(
+            *[100 * last(toppo[0], "losses/value_clip_fraction", step) for step in (100_000, half)]
+        ),
         f"vanilla has {at(half, unclipped):.1f} % instead of {at(half, clipped):.1f} % (seed 1) "
         f"and explains {explained(unclipped, half):.0f} % of the variance instead of "
         f"{explained(clipped, half):.0f} %",

@@ -106,7 +106,7 @@ def test_gae_with_truncation_against_a_double_loop(module, bootstrap):
 )
 def test_stratified_minibatches(module, num_tasks, num_steps, num_minibatches, sizes):
     args = module.Args(num_steps=num_steps, num_minibatches=num_minibatches)
-    minibatches = module.stratified_minibatches(num_tasks, args, np.random.default_rng(0))
+    minibatches = module.stratified_minibatches(num_tasks, args, np.random.default_rng(0), "cpu")
     assert len(minibatches) == num_minibatches
     assert all(len(index) == num_tasks for index in minibatches)  # as many of each task
     assert {index.numel() for index in minibatches} == sizes
@@ -117,7 +117,7 @@ def test_stratified_minibatches(module, num_tasks, num_steps, num_minibatches, s
     assert not torch.equal(dealt, everyone)
     if num_tasks > 1:  # each task in an order of its own
         assert not torch.equal(dealt[0], dealt[1])
-    again = module.stratified_minibatches(num_tasks, args, np.random.default_rng(1))
+    again = module.stratified_minibatches(num_tasks, args, np.random.default_rng(1), "cpu")
     assert not torch.equal(dealt, torch.cat(again, dim=1))
 
 

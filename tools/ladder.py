@@ -99,7 +99,7 @@ RUNGS = {
         " of δ xᵀ over task k's samples, x the layer's input and δ the loss's gradient at its"
         " output: LN-c acts on x, and on δ through the layers above; the scale that the returns"
         " give to δ at the critic's output stays. γ and β join the shared parameters, and the"
-        " hidden biases leave them, because subtracting the mean would cancel them. The weights"
+        " hidden biases leave them, as in B.2: LayerNorm has a bias of its own, β. The weights"
         " stay 1/K.",
         figure="mechanism_ln",
     ),
@@ -183,7 +183,7 @@ RUNGS = {
         parent="ablations/ln_popart_fairgrad.py",
         adds="FairGrad for the actor as well",
         section="Tables B.1 and D.2",
-        budget=5,
+        budget=10,
         places="update_minibatch",
         math=(
             r"G^{\mathrm{actor}} w = \frac{1}{w} \qquad \Vert d^{\mathrm{actor}} \Vert = "
