@@ -712,26 +712,14 @@ def load_checkpoint(path):
         fail(f"{path} is not a whole checkpoint of {SCRIPT}.py: {error!r}")
 
 
-def claim(run_dir):
-    """Makes the run directory and keeps other processes out of it until the end."""
-    try:
-        os.makedirs(run_dir, exist_ok=True)
-        fcntl.flock(os.open(run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fail(f"--run-dir {run_dir}: another process is at this run")
-    except OSError as error:
-        fail(f"--run-dir {run_dir}: {error.strerror}; expected a directory to write to")
-
-
 def parse_args():
-    """Claims the run directory. Returns the flags and, where it has a run, its checkpoint."""
+    """Returns the flags and, where --run-dir has a run, its checkpoint."""
     args = tyro.cli(Args, description=__doc__)
     if args.run_dir is None:
         now = time.strftime("%Y%m%d-%H%M%S")
         args.run_dir = f"runs/{now}__{SCRIPT}__MT{len(args.tasks)}__{args.seed}"
-    claim(args.run_dir)
     path = Path(args.run_dir, "checkpoint.pt")
-    if not path.exists():
+    if not os.path.exists(path):  # False where the name is too long, too
         return args, None
 
     saved, checkpoint = load_checkpoint(path)
@@ -748,8 +736,16 @@ def parse_args():
 
 
 def open_run(args, first_step):
-    """Writes args.json and starts TensorBoard."""
+    """Claims the run directory, writes args.json and starts TensorBoard there."""
     run_dir = Path(args.run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        fcntl.flock(os.open(run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)  # to the end
+    except BlockingIOError:
+        fail(f"--run-dir {run_dir}: another process is at this run")
+    except OSError as error:
+        fail(f"--run-dir {run_dir}: {error.strerror}; expected a directory to write to")
+
     git = f"git -C '{Path(__file__).parent}'"
     flags = {
         "script": SCRIPT,
