@@ -456,18 +456,6 @@ def make_pool(task, seed):
     )
 
 
-class NumpyLinear(nn.Module):
-    """A copy of a linear layer in numpy, which is quicker than PyTorch with a few rows."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.weight = layer.weight.detach().numpy().T.copy()
-        self.bias = 0 if layer.bias is None else layer.bias.detach().numpy()
-
-    def forward(self, x):
-        return torch.from_numpy(x.numpy() @ self.weight + self.bias)
-
-
 def play_pools(pools, actor, one_hot, noise):
     """An episode in each of n pools, which step at the same time. Returns what play_round does."""
     n, num_tasks = one_hot.shape
@@ -479,8 +467,6 @@ def play_pools(pools, actor, one_hot, noise):
     for i, pool in enumerate(pools):
         obs[i, 0, :OBS_DIM] = pool.reset()[0]
 
-    actor = [NumpyLinear(x) if isinstance(x, nn.Linear) else x for x in actor]
-    actor = nn.Sequential(*actor)
     env_id = np.zeros(1, np.int32)  # in each pool
     for t in range(EPISODE_STEPS):
         actions[:, t] = actor(torch.from_numpy(obs[:, t])).numpy() + noise[:, t]
@@ -533,7 +519,6 @@ class Envs:
         num_tasks = len(args.tasks)
         num_workers = min(args.num_workers or os.cpu_count(), num_tasks)
         self.workers = []
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of numpy in the workers
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers leave Ctrl-C to us
         for w in range(num_workers):
             task_ids = np.arange(w, num_tasks, num_workers)  # neighbours are often slow

@@ -32,7 +32,6 @@ import metaworld
 import numpy as np
 import pytest
 import torch
-import torch.nn as nn
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT50_V3
 from metaworld.policies import ENV_POLICY_MAP
 from scripts import ROOT, run, scalars
@@ -264,18 +263,6 @@ def test_episodes_are_envpools_own(envs, agent, args):
             np.testing.assert_array_equal(obs[1:, 18:36], obs[:-1, :18])  # the step before it
         assert (rollout.obs[k, 0, 0] != rollout.obs[k, 1, 0]).any()
     assert brief > 0
-
-
-@needs_envpool
-def test_every_kind_of_layer_plays_as_in_pytorch():
-    """NumpyLinear stands in for linear layers only, and what else a network has is not lost."""
-    torch.manual_seed(0)
-    actor = nn.Sequential(nn.Linear(40, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 4, bias=False))
-    pool = ppo.make_pool("reach-v3", seed=0)
-    with torch.no_grad():
-        episodes = ppo.play_pools([pool], actor, np.ones((1, 1), np.float32), np.zeros((1, 500, 4)))
-        means = actor(torch.from_numpy(episodes.obs[:, :-1])).numpy()
-    np.testing.assert_allclose(episodes.actions, means, atol=1e-6)
 
 
 @needs_envpool
