@@ -21,7 +21,7 @@ MISTAKES = {  # name: (what stands in the scripts, what the mistake puts there)
         f"actor_weights = {MEAN}",
     ),
     "FairGrad for the actor replaced by the mean": (
-        "actor_weights = solve_fairgrad(actor_gram, alpha=1.0).weights",
+        "actor_weights = actor_fairgrad.weights",
         f"actor_weights = {MEAN}",
     ),
     "CAGrad for the actor replaced by the mean": (
