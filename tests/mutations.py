@@ -2,7 +2,8 @@
 
 Each mistake is made in a copy of the repository, in every script that has the line, so that the
 ladder's comparison of scripts is no help. Prints the tests that then fail; a mistake that no test
-catches makes the exit code 1. A mistake whose line is gone is an error: change it here too.
+catches makes the exit code 1. A mistake whose line is gone is an error: change it here too; so is a
+test that fails without a mistake.
 """
 
 import shutil
@@ -134,20 +135,27 @@ def make(mistake, folder):
     return edited
 
 
+def failing(mistake=None):
+    """Makes the mistake in a copy of the repository. Returns in how many scripts, and the tests
+    that fail."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "copy")
+        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", "runs"))
+        edited = make(mistake, folder) if mistake else 0
+        files = [f"tests/test_{test}.py" for test in TESTS]
+        command = [sys.executable, "-m", "pytest", "-n", "0", "-rf", "--tb=no", *files]
+        printed = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
+    failed = [line.split()[1] for line in printed.splitlines() if line.startswith("FAILED")]
+    return edited, sorted({test.split("[")[0].removeprefix("tests/") for test in failed})
+
+
 def main():
-    chosen = sys.argv[1:] or list(MISTAKES)
+    _, tests = failing()
+    assert not tests, f"these fail without a mistake: {', '.join(tests)}"
     survivors = []
-    for name in chosen:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary, "copy")
-            shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", "results", "runs"))
-            edited = make(MISTAKES[name], folder)
-            assert edited, f"no script has the line of {name!r}; change tests/mutations.py"
-            files = [f"tests/test_{test}.py" for test in TESTS]
-            command = [sys.executable, "-m", "pytest", "-n", "0", "-rf", "--tb=no", *files]
-            printed = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
-        failed = [line.split()[1] for line in printed.splitlines() if line.startswith("FAILED")]
-        tests = sorted({test.split("[")[0].removeprefix("tests/") for test in failed})
+    for name in sys.argv[1:] or MISTAKES:
+        edited, tests = failing(MISTAKES[name])
+        assert edited, f"no script has the line of {name!r}; change tests/mutations.py"
         print(f"{name} ({edited} scripts): {', '.join(tests) or 'NOT CAUGHT'}", flush=True)
         if not tests:
             survivors.append(name)
