@@ -245,17 +245,22 @@ def measured():
         }
         phrases["README.md"] += [f"| {label} | {' | '.join(x)} |" for label, x in rows.items()]
 
-    steps = (1_000_000, 2_000_000)
-    pairs = {
-        script: [
-            " and ".join(f"{at(step, ours[script]):.1f}" for step in steps),
-            " and ".join(f"{papers[script][step]:.1f}" for step in steps),
-        ]
+    def listed(words):
+        return ", ".join(words[:-1]) + " and " + words[-1]
+
+    steps = sorted(set.intersection(*(success(ours[x]).keys() & papers[x] for x in papers)))
+    both = {
+        script: (
+            listed([f"{at(step, ours[script]):.1f}" for step in steps]),
+            listed([f"{papers[script][step]:.1f}" for step in steps]),
+        )
         for script in papers
     }
+    millions = listed([f"{step / 1e6:g}" for step in steps])
     phrases["results/paper/summary_note.md"] += [
-        "TOPPO is {} % at 1 M and 2 M steps, where the paper has {};".format(*pairs["toppo_mt50"]),
-        "vanilla's {}, where it has {}.".format(*pairs["vanilla_mtppo"]),
+        f"success is, at {millions} M steps, {both['toppo_mt50'][0]} % for TOPPO, where the paper "
+        f"has {both['toppo_mt50'][1]}, and {both['vanilla_mtppo'][0]} % for vanilla, where it has "
+        f"{both['vanilla_mtppo'][1]}.",
     ]
 
     both_have = max(success(ours["toppo_mt50"]).keys() & success(ours["vanilla_mtppo"]).keys())
