@@ -74,7 +74,7 @@ def section(name, title, lines, note, folder, link):
     if (folder / f"{name}.png").exists():
         found += [f"![{title}]({link}/{name}.png)", ""]
         rows = [index for index, line in enumerate(lines) if line.startswith("|")]
-        if rows:
+        if rows and name.startswith("figure"):
             lines = lines[rows[-1] + 1 :]
             contents = f"[its numbers]({link}/{name}.md)"
     if len(lines) <= LONGEST:
