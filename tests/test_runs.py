@@ -63,6 +63,8 @@ def expected_tags(path):
         per_task += ["fairgrad_weight", "fairgrad_contribution"]
         solver = "kkt_residual newton_iterations used_scipy_fallback solver_fallback"
         tags |= {f"fairgrad/{name}" for name in solver.split()}
+    if "fairgrad_fairgrad" in path:
+        tags |= {"fairgrad/actor_used_scipy_fallback", "fairgrad/actor_solver_fallback"}
     return tags | {f"{tag}/{name}" for tag in per_task for name in ("mean", *TASKS)}
 
 
