@@ -383,7 +383,8 @@ def stratified_minibatches(num_tasks, args, rng, device):
     """
     order = np.tile(np.arange(args.num_steps), (num_tasks, 1))
     order = rng.permuted(order, axis=1)  # [K, T]
-    return torch.from_numpy(order).to(device).tensor_split(args.num_minibatches, dim=1)
+    order = torch.from_numpy(order).to(device)  # once a pass: the loop waits for no transfer
+    return order.tensor_split(args.num_minibatches, dim=1)
 
 
 @torch.no_grad()  # torch.func takes the gradients

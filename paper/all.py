@@ -75,12 +75,12 @@ def section(name, title, lines, note, folder, link):
         found += [f"![{title}]({link}/{name}.png)", ""]
         rows = [index for index, line in enumerate(lines) if line.startswith("|")]
         if rows and name.startswith("figure"):
-            lines = lines[rows[-1] + 1 :]
+            lines = lines[rows[-1] + 2 :]  # what follows the last table and its blank line
             contents = f"[its numbers]({link}/{name}.md)"
     if len(lines) <= LONGEST:
-        text = "\n".join(lines).strip("\n").splitlines()
-        found += [f"#{line}" if line.startswith("#") else line for line in text]  # a level down
-        found.append("")
+        found += [f"#{line}" if line.startswith("#") else line for line in lines]  # a level down
+        if lines and lines[-1]:
+            found.append("")
     if note:
         found += [*note, ""]
     return [*found, contents, ""]

@@ -162,9 +162,10 @@ def table_figure_1(runs):
         ours = [
             run for run in runs if (run.script, run.task_set, run.reward) == (script, "MT50", "v2")
         ]
+        means = mean_by_step(ours)
         rows = []
         differences = {}
-        for step, (mean, count) in mean_by_step(ours).items():
+        for step, (mean, count) in means.items():
             paper = papers_success(script, step / 1e6)
             if paper is None:
                 continue
@@ -177,7 +178,7 @@ def table_figure_1(runs):
         if rows:
             lines += [f"## {r.METHODS[script]}", "", *r.fewer_goals(ours[0])]
             lines += [verdict(script, differences), ""]
-            curves[script] = {step / 1e6: mean for step, (mean, _) in mean_by_step(ours).items()}
+            curves[script] = {step / 1e6: mean for step, (mean, _) in means.items()}
             header = ["step", "n", "ours", "paper's", "the paper's value is", "ours − paper's"]
             lines += r.table(header, rows)
     if not lines:

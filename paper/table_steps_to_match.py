@@ -22,8 +22,8 @@ from published import (
 
 NOTE = """\
 First evaluation: the first at which our mean over seeds, n of them, is at or above the baseline's
-final score. By interpolation: on the line from the evaluation before. Where our
-runs have not got there, their highest mean so far is given instead."""
+final score. By interpolation: on the line from the evaluation before. Where our runs
+have not got there, their highest mean so far is given instead."""
 HEADER = ["baseline", "its final score", "paper's {}, M", "ours, first evaluation", "interpolated"]
 
 

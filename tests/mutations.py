@@ -136,8 +136,7 @@ def make(mistake, folder):
 
 
 def failing(mistake=None):
-    """Makes the mistake in a copy of the repository. Returns in how many scripts, and the tests
-    that fail."""
+    """Makes the mistake in a copy. Returns how many scripts it is in, and the tests that fail."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "copy")
         shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", "runs"))
