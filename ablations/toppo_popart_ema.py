@@ -366,7 +366,7 @@ def gradient_metrics(side, G, weights):
 
 
 def fairgrad_metrics(fairgrad, G):
-    """The solver's report, and w_k times Eq. (C.1)'s (G w)_k: 1 for all tasks (Theorem 1)."""
+    """The solver's report, and each task's w_k (G w)_k, which Theorem 1 makes 1."""
     return {
         "fairgrad_weight": fairgrad.weights,
         "fairgrad_contribution": fairgrad.weights * (G @ fairgrad.weights),
