@@ -146,7 +146,7 @@ def draw_differences(curves):
         axis.plot(steps, success, ":", color=color, label=f"{name}, the paper's ±{BAND}")
         axis.fill_between(steps[early], low, high, color=color, alpha=0.12, linewidth=0)
     last = max(step for ours in curves.values() for step in ours)
-    highest = max(papers_success(script, last) for script in curves)
+    highest = max(max(ours.values()) for ours in curves.values())
     axis.set(xlim=(0, 1.1 * last), ylim=(0, 1.3 * highest), ylabel="success (%)")
     axis.set(xlabel="million environment steps", title="MT50, V2 rewards, mean of 50 tasks")
     axis.legend(loc="upper left", fontsize=8)
