@@ -53,8 +53,9 @@ against the default, with V2 rewards, on MT10 if not on the tasks named, at a sm
 paper's steps. That the value clip is on is the paper's; it was switched off to find out what
 PopArt's part is. Success in percent, mean over the seeds and, in brackets, each seed's; training
 success is with exploration noise. Explained variance is in percent, too, and of the critic's
-targets, which are discounted returns. In the figure, a line is a seed's training success, a dot is
-an evaluation."""
+targets, which are discounted returns. A star marks the seeds of the scripts' first version, whose
+random numbers are others. In the figure, a line is a seed's training success, a dot is an
+evaluation."""
 TAIL = r.tail_size(10)
 MEASURES = ["success", f"worst {TAIL} tasks", "training success", "explained variance"]
 
@@ -76,9 +77,7 @@ def members(folder: Path, defaults: list[r.Run], choice: Choice) -> dict[str, li
 
     def of_choice(runs: list[r.Run]) -> list[r.Run]:
         key = choice.script, choice.task_set
-        return sorted(
-            [run for run in runs if (run.script, run.task_set) == key], key=lambda run: run.seed
-        )
+        return sorted([run for run in runs if (run.script, run.task_set) == key], key=r.by_seed)
 
     found = {choice.default: of_choice(defaults)}
     for name, label in choice.others.items():
@@ -128,7 +127,7 @@ def compare(made: dict[str, dict[str, list[r.Run]]]) -> tuple[r.Figure, list[lis
         draw(axis, found, step)
         axis.set_title(title)
         for label, runs in found.items():
-            seeds = ", ".join(str(run.seed) for run in runs)
+            seeds = ", ".join(f"{run.seed}{'*' * r.is_first_version(run)}" for run in runs)
             table = np.array([scores(run, step) for run in runs])  # [n, 4]
             rows.append([title, label, seeds, r.millions(step), *map(cell, table.T)])
             title = ""  # in the first of its rows only

@@ -64,7 +64,8 @@ PERCENT = (0.0, 100.0)  # what no band of a success rate leaves
 MOST_NAMED = 2 * len(PALETTE)  # tasks that a figure can tell apart: each colour, solid and dashed
 
 # What the runs of a comparison may differ in. All other flags must agree: seeds of one method are
-# told apart by the seed alone.
+# told apart by the seed alone, and by whether they are of the first version, which drew other
+# random numbers.
 FREE = {
     "script",
     "seed",
@@ -87,6 +88,7 @@ FREE = {
     "dump_gradients_every",
 }
 FIRST_VERSION = {"adam_eps": 1e-5}  # what was no flag yet
+FIRST_COMMIT = "24b7fef"  # of all its runs in results/, which do not say so
 
 
 Array = NDArray[np.float64]
@@ -173,6 +175,21 @@ def name_of_tasks(args: dict[str, Any], tasks: tuple[str, ...]) -> str:
     return f"{len(short)} tasks from {short[0]} to {short[-1]}"
 
 
+def commit(run: Run) -> str:
+    """The commit that a run names, abbreviated. The scripts' first version named none."""
+    name = run.args.get("commit", FIRST_COMMIT)[:7]
+    return name if re.fullmatch("[0-9a-f]{7}", name) else "–"  # git's error, outside a clone
+
+
+def is_first_version(run: Run) -> bool:
+    return commit(run) == FIRST_COMMIT
+
+
+def by_seed(run: Run) -> tuple[bool, int]:
+    """What tells a method's runs apart and orders them, those of the first version last."""
+    return is_first_version(run), run.seed
+
+
 def go_on(script: str, path: Path) -> str:
     """How a run that lacks something is continued."""
     return f"go on with: python {SCRIPT_PATHS[script]} --run-dir {path}"
@@ -196,11 +213,11 @@ def run_directories(paths: Iterable[str | Path]) -> list[Path]:
 def load_runs(paths: Iterable[str | Path]) -> list[Run]:
     """Run directories, or folders of them, as Runs in order of method and seed."""
     found = [read_run(path) for path in run_directories(paths)]
-    runs = sorted(found, key=lambda run: ([*METHODS].index(run.script), run.seed))
+    runs = sorted(found, key=lambda run: ([*METHODS].index(run.script), *by_seed(run)))
     seen: dict[tuple[str | int, ...], Run] = {}
     for run in runs:
         key = run.task_set, run.reward
-        same = seen.setdefault((*key, run.script, run.seed), run)
+        same = seen.setdefault((*key, run.script, *by_seed(run)), run)
         if same is not run:
             both = f"{same.path} and {run.path} are both seed {run.seed} of {run.script}.py"
             raise Missing(f"{both}: leave one out")
@@ -328,18 +345,15 @@ def iqm(success: Array) -> tuple[float, Array | None, float | None]:
     """rliable's interquartile mean of the last checkpoint over seeds and tasks.
 
     Returns it, its 95% stratified bootstrap interval and the std over seeds of each seed's own
-    IQM. The std is None for a single seed, the interval for fewer than three: resampling two seeds
-    knows three outcomes only.
+    IQM. Both are None for fewer than three seeds: resampling two knows three outcomes only.
     """
     from rliable import library, metrics  # imports pandas and more, which only this needs
 
     scores = success[:, -1]
     value = metrics.aggregate_iqm(scores)
-    if len(scores) == 1:
+    if len(scores) < 3:
         return value, None, None
     std = np.std([metrics.aggregate_iqm(seed[None]) for seed in scores], ddof=1)
-    if len(scores) == 2:
-        return value, None, std
     # rliable 1.2 draws from numpy's global state, whatever random_state it is given
     np.random.seed(0)  # noqa: NPY002
     _, intervals = library.get_interval_estimates(
@@ -352,13 +366,16 @@ def iqm(success: Array) -> tuple[float, Array | None, float | None]:
 
 
 def percent(values: ArrayLike) -> str:
-    """Mean ± sample std over seeds in percent, the mean alone for a single seed.
+    """Mean ± sample std over seeds in percent; of two seeds the mean and, in brackets, both.
 
     values: [n] or one number.
     """
     values = 100 * np.atleast_1d(values)
-    std = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{values.mean():.1f}{std}"
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    if len(values) == 2:
+        return f"{values.mean():.1f} ({values[0]:.1f}, {values[1]:.1f})"
+    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
 
 
 def millions(steps: float) -> str:
@@ -425,7 +442,7 @@ def row_start(seeds: Seeds) -> list[str | int]:
 
 
 ROW_START = ["method", "n"]
-STATISTICS = "Mean ± sample std over n seeds; a single seed has no std."
+STATISTICS = "Mean ± sample std over n seeds; of two seeds the mean and, in brackets, both."
 CURVES = """\
 Curves are means over seeds. From three seeds on there is a band of one sample std; two seeds are
 thin lines beside their mean."""

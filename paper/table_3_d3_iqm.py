@@ -12,7 +12,8 @@ from published import ABSENT, BUDGET, IQM, MATCHED_AT, published
 NOTE = (
     "IQM in percent of all seeds' success rates per task at the last checkpoint (rliable). "
     "95 % interval: rliable's stratified bootstrap over seeds, 2,000 resamples, from three seeds "
-    "on; from few seeds it is too narrow. ±: sample std of each seed's own IQM over tasks."
+    "on; from few seeds it is too narrow. ±: sample std of each seed's own IQM over tasks, from "
+    "three seeds on, too."
 )
 D3_COLUMNS = [
     "method",

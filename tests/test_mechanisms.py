@@ -115,7 +115,7 @@ def test_a_gradient_that_is_zero(name, small):
 
 def test_without_dumps_it_says_how_to_make_some(make, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        make(ROOT / "results/mt10/vanilla_mtppo__1", "--out", tmp_path)
+        make(ROOT / "results/mt10/earlier__vanilla_mtppo__1", "--out", tmp_path)
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.count("\n") == 1
     assert "no gradient dumps" in err and "python ablations/ln.py" in err

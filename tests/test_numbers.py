@@ -38,6 +38,14 @@ REFERENCES = [
     r"\b[A-D]\.\d+\b",
     r"arXiv[ :]\d{4}\.\d{5}",
 ]
+LADDER = {
+    "Vanilla MT-PPO": "vanilla_mtppo",
+    "+ LN-c": "ln",
+    "+ LN-c + PopArt": "ln_popart",
+    "+ LN-c + FairGrad": "ln_fairgrad",
+    "+ LN-c + PopArt + FairGrad": "ln_popart_fairgrad",
+    "TOPPO": "toppo_mt50",
+}
 NUMBER = r"(?<![\w.])\d(?:[\d,.]*\d)?(?:e[+-]?\d+)?"
 
 
@@ -97,6 +105,14 @@ def at(step, *runs, k=None):
     return mean([mean(sorted(success(run)[step])[:k]) for run in runs])
 
 
+def seeds(step, runs, k=None):
+    """The same of each run that was evaluated there, those of the first version in brackets."""
+    evaluated = [run for run in runs if step in success(run)]
+    now = ", ".join(f"{at(step, run, k=k):.1f}" for run in evaluated if "earlier" not in run)
+    earlier = ", ".join(f"{at(step, run, k=k):.1f}" for run in evaluated if "earlier" in run)
+    return " ".join(x for x in (now, f"({earlier})" if earlier else "") if x) or "–"
+
+
 def last(run, tag, step):
     """What a run in results/ has logged last up to a step, from its scalars.csv."""
     with open(ROOT / "results" / run / "scalars.csv") as file:
@@ -118,13 +134,20 @@ def bench(page, section, row):
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
+def runs_on_mt10(script):
+    """Its runs, those of the first version last."""
+    folder = ROOT / "results/mt10"
+    paths = [*sorted(folder.glob(f"{script}__?")), *sorted(folder.glob(f"earlier__{script}__?"))]
+    return [f"mt10/{path.name}" for path in paths]
+
+
 def measured():
     """{page: [phrase]}, each as it has to stand there."""
     phrases = {page: [] for page in PAGES}
 
     # Table 2: TOPPO and vanilla on MT10
-    toppo = ["mt10/toppo_mt50__1", "mt10/toppo_mt50__2"]
-    vanilla = ["mt10/vanilla_mtppo__1", "mt10/vanilla_mtppo__2"]
+    rungs = {name: runs_on_mt10(script) for name, script in LADDER.items()}
+    toppo, vanilla = rungs["TOPPO"], rungs["Vanilla MT-PPO"]
     lead = {
         (step, k): at(step, *toppo, k=k) - at(step, *vanilla, k=k)
         for step in (1_000_000, 2_000_000)
@@ -135,36 +158,18 @@ def measured():
         f"{lead[2_000_000, None]:.1f} at 2 M",
         f"lead is {lead[1_000_000, 5]:.1f} points at 1 M and {lead[2_000_000, 5]:.1f} at 2 M",
     ]
-    for seed, verb in enumerate(("shrinks", "grows")):
-        apart = [
-            at(step, toppo[seed], k=5) - at(step, vanilla[seed], k=5)
-            for step in (1_000_000, 2_000_000)
-        ]
-        phrases["results/paper/table_2_note.md"].append(
-            f"{verb} in seed {seed + 1} ({apart[0]:.1f} to {apart[1]:.1f})"
-        )
-
     # The summary of docs/results.md: the ladder on MT10, from vanilla to TOPPO
-    ladder_mt10 = [
-        f"{at(1_000_000, *runs):.1f}"
-        for runs in (
-            vanilla,
-            ["mt10/ln__1"],
-            ["mt10/ln_popart__1"],
-            ["mt10/ln_fairgrad__1"],
-            ["mt10/ln_popart_fairgrad__1"],
-            toppo,
-        )
-    ]
+    ladder_mt10 = [f"{at(1_000_000, *runs):.1f}" for runs in rungs.values()]
     phrases["results/paper/summary_note.md"] = [
         "{}, {} (LN-c), {} (PopArt), {} (FairGrad), {} (both) and {} % (TOPPO)".format(*ladder_mt10)
     ]
 
-    # Choices at 0.5 M steps
+    # Choices at 0.5 M steps: seed 1 of the first version, with the choice and without
     half = 500_000
-    clipped, unclipped = vanilla[0], "choices/no_clip_vloss__vanilla_mtppo__1"
-    ln_fairgrad = "mt10/ln_fairgrad__1", "choices/no_clip_vloss__ln_fairgrad__1"
-    epsilon = "mt10/ln_popart__1", "choices/adam_eps_1e-8__ln_popart__1"
+    toppo_1 = "mt10/earlier__toppo_mt50__1"
+    clipped, unclipped = "mt10/earlier__vanilla_mtppo__1", "choices/no_clip_vloss__vanilla_mtppo__1"
+    ln_fairgrad = "mt10/earlier__ln_fairgrad__1", "choices/no_clip_vloss__ln_fairgrad__1"
+    epsilon = "mt10/earlier__ln_popart__1", "choices/adam_eps_1e-8__ln_popart__1"
     phrases["results/paper/table_2_note.md"].append(
         f"Without the clip it has {at(half, unclipped):.1f} % at 0.5 M"
     )
@@ -177,17 +182,17 @@ def measured():
         f"FairGrad {at(half, ln_fairgrad[1]):.1f} % instead of {at(half, ln_fairgrad[0]):.1f} %",
     ]
     leads = [
-        at(half, toppo[0]) - at(half, clipped),
+        at(half, toppo_1) - at(half, clipped),
         at(half, "choices/no_clip_vloss__toppo_mt50__1") - at(half, unclipped),
     ]
     phrases["results/paper/summary_note.md"].append(
         "At 0.5 M steps on MT10 the lead is {:.1f} points, and {:.1f} where neither".format(*leads)
     )
-    apart = abs(at(half, toppo[0]) - at(half, toppo[1]))
+    of_toppo = [at(half, run) for run in toppo]
     phrases["results/choices/choices_note.md"] = [
-        f"TOPPO's two seeds are {apart:.1f} points apart",
+        f"At 0.5 M steps TOPPO's runs are up to {max(of_toppo) - min(of_toppo):.1f} points apart",
         "it stops {:.0f} % of the samples in the first collect and {:.0f} % in the fifth".format(
-            *[100 * last(toppo[0], "losses/value_clip_fraction", step) for step in (100_000, half)]
+            *[100 * last(toppo_1, "losses/value_clip_fraction", step) for step in (100_000, half)]
         ),
         f"vanilla has {at(half, unclipped):.1f} % instead of {at(half, clipped):.1f} % (seed 1) "
         f"and explains {explained(unclipped, half):.0f} % of the variance instead of "
@@ -204,41 +209,30 @@ def measured():
     phrases["README.md"].append(tour)
 
     # README's table: seeds of one rung side by side, and without the value clip
-    def seeds(step, *names, k=None):
-        return ", ".join(f"{at(step, name, k=k):.1f}" for name in names)
-
-    rungs = {
-        "Vanilla MT-PPO": vanilla,
-        "+ LN-c": ["mt10/ln__1"],
-        "+ LN-c + PopArt": ["mt10/ln_popart__1"],
-        "+ LN-c + FairGrad": ["mt10/ln_fairgrad__1"],
-        "+ LN-c + PopArt + FairGrad": ["mt10/ln_popart_fairgrad__1"],
-        "TOPPO": toppo,
-    }
     without_clip = {
         "Vanilla MT-PPO": unclipped,
         "+ LN-c + FairGrad": ln_fairgrad[1],
         "TOPPO": "choices/no_clip_vloss__toppo_mt50__1",
     }
     for name, runs in rungs.items():
-        cells = [seeds(half, *runs), "–"]
-        if name in without_clip:
-            cells[1] = seeds(half, without_clip[name])
-        cells.append(seeds(1_000_000, *runs))
-        cells.append(seeds(2_000_000, *runs) if len(runs) == 2 else "–")
-        cells.append(seeds(1_000_000, *runs, k=5))
-        cells.append(seeds(2_000_000, *runs, k=5) if len(runs) == 2 else "–")
+        cells = [seeds(half, runs)]
+        cells.append(f"({at(half, without_clip[name]):.1f})" if name in without_clip else "–")
+        cells += [seeds(1_000_000, runs), seeds(2_000_000, runs)]
+        cells += [seeds(1_000_000, runs, k=5), seeds(2_000_000, runs, k=5)]
         phrases["README.md"].append(f"| {' | '.join([name, *cells])} |")
 
-    # MT50: the paper's curves and ours
-    def reached(step, runs):
-        return ", ".join(f"{at(step, run):.1f}" for run in runs if step in success(run)) or "–"
+    of_toppo = [at(1_000_000, run) for run in toppo]
+    spread = max(of_toppo) - min(of_toppo)
+    phrases["README.md"].append(f"at 1 M steps TOPPO's runs are up to {spread:.1f} points apart")
 
+    # MT50: the paper's curves and ours
     papers = {
         script: {point.step * 1_000_000: point.success for point in curve}
         for script, curve in published.CURVES.items()
     }
     ours = {script: f"mt50/{script}__1" for script in papers}
+    seeds_of = {"toppo_mt50": [ours["toppo_mt50"]]}
+    seeds_of["vanilla_mtppo"] = [ours["vanilla_mtppo"], "mt50/vanilla_mtppo__2"]
     other_eps = {
         "toppo_mt50": ["choices/adam_eps_1e-8__toppo_mt50__1"],
         "vanilla_mtppo": [f"choices/adam_eps_1e-8__vanilla_mtppo__{seed}" for seed in (1, 2)],
@@ -247,7 +241,7 @@ def measured():
     for script, name in (("toppo_mt50", "TOPPO"), ("vanilla_mtppo", "Vanilla MT-PPO")):
         rows = {
             f"{name}, the paper": [f"{papers[script][step]:.1f}" for step in columns],
-            f"{name}, ours": [reached(step, [ours[script]]) for step in columns],
+            f"{name}, ours": [seeds(step, seeds_of[script]) for step in columns],
         }
         phrases["README.md"] += [f"| {label} | {' | '.join(x)} |" for label, x in rows.items()]
 
@@ -263,7 +257,9 @@ def measured():
         for script in papers
     }
     millions = listed([f"{step / 1e6:g}" for step in steps])
+    second = [f"{at(step, seeds_of['vanilla_mtppo'][1]):.1f}" for step in (10**6, 2 * 10**6)]
     phrases["results/paper/summary_note.md"] += [
+        f"a second one of vanilla has {listed(second)} at 1 and 2 M",
         f"success is, at {millions} M steps, {both['toppo_mt50'][0]} % for TOPPO, where the paper "
         f"has {both['toppo_mt50'][1]}, and {both['vanilla_mtppo'][0]} % for vanilla, where it has "
         f"{both['vanilla_mtppo'][1]}.",
@@ -273,24 +269,29 @@ def measured():
     longest = max(success(other_eps["toppo_mt50"][0]))
     longest_vanilla = min(max(success(run)) for run in other_eps["vanilla_mtppo"])
     apart = [
-        abs(at(step, ours[script]) - papers[script][step])
+        abs(at(step, run) - papers[script][step])
         for script in papers
-        for step in success(ours[script]).keys() & papers[script].keys()
+        for run in seeds_of[script]
+        for step in success(run).keys() & papers[script].keys()
     ]
-    above = [
-        at(step, run) - papers["vanilla_mtppo"][step]
-        for run in other_eps["vanilla_mtppo"]
-        for step in success(run).keys() & papers["vanilla_mtppo"].keys()
-    ]
+    low, high = {}, {}
+    for eps, runs in (("1e-8", other_eps), ("1e-5", seeds_of)):
+        differences = [
+            at(step, run) - papers["vanilla_mtppo"][step]
+            for run in runs["vanilla_mtppo"]
+            for step in (1_000_000, 2_000_000)
+        ]
+        low[eps], high[eps] = min(differences), max(differences)
     phrases["README.md"] += [
         f"to {both_have / 1e6:g} M of the paper's 100 M steps, and with Adam's ε at 1e-8 TOPPO, "
         f"one seed, to {longest / 1e6:g} M and vanilla, two seeds, to "
         f"{longest_vanilla / 1e6:g} M;",
-        f"with a success of {at(both_have, ours['toppo_mt50']):.1f} % after "
-        f"{both_have / 1e6:g} M steps.",
+        f"with a success of {at(2_000_000, toppo[0]):.1f} % after 2 M steps,",
+        f"with {at(both_have, ours['toppo_mt50']):.1f} % after {both_have / 1e6:g} M.",
         f"So far both curves are at most {max(apart):.1f} points from the paper's",
-        f"With PyTorch's 1e-8 vanilla is {min(above):.1f} to {max(above):.1f} points above the "
-        f"paper's curve (two seeds, to {longest_vanilla / 1e6:g} M)",
+        f"To {longest_vanilla / 1e6:g} M steps vanilla differs from the paper's curve by "
+        f"{low['1e-8']:.1f} to {high['1e-8']:.1f} points with PyTorch's 1e-8, and by "
+        f"{low['1e-5']:.1f} to {high['1e-5']:.1f} with 1e-5, two seeds each.",
     ]
     ahead = at(both_have, ours["toppo_mt50"]) - at(both_have, ours["vanilla_mtppo"])
     papers_ahead = papers["toppo_mt50"][both_have] - papers["vanilla_mtppo"][both_have]
@@ -301,12 +302,13 @@ def measured():
     ]
     assert not any(at(both_have, run, k=20) for run in ours.values())
     step = 2_000_000
-    toppo_at, vanilla_at = (f"{at(step, ours[script]):.1f} %" for script in other_eps)
+    toppo_at = f"{at(step, ours['toppo_mt50']):.1f} %"
+    vanilla_at = " and ".join(f"{at(step, run):.1f}" for run in seeds_of["vanilla_mtppo"])
     vanilla_other = " and ".join(f"{at(step, run):.1f}" for run in other_eps["vanilla_mtppo"])
     phrases["results/choices/choices_note.md"] += [
         f"At 2 M steps the paper's curve has {papers['vanilla_mtppo'][step]:.1f} %. With 1e-5 "
-        f"vanilla has {vanilla_at} (one seed), with 1e-8 {vanilla_other} %.",
-        f"TOPPO has {toppo_at} with 1e-5 and {reached(step, other_eps['toppo_mt50'])} % with 1e-8 "
+        f"vanilla has {vanilla_at} % (two seeds), with 1e-8 {vanilla_other} %.",
+        f"TOPPO has {toppo_at} with 1e-5 and {seeds(step, other_eps['toppo_mt50'])} % with 1e-8 "
         f"at 2 M, where the paper has {papers['toppo_mt50'][step]:.1f} %",
     ]
 

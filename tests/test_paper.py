@@ -6,6 +6,7 @@ Expected numbers are worked out by hand.
 import csv
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 from dataclasses import fields
@@ -127,7 +128,8 @@ def test_table_2(runs, tmp_path):
     assert "Few seeds, n = 1 to 2; the paper has 10." in lines
     header = "n | mean of 10 | paper's mean | worst 1 | worst 3 | worst 5"
     assert row(lines, "method") == header
-    toppo = "2 | 57.5 ± 3.5 | 97.2 at 20 M | 20.0 ± 14.1 | 25.0 ± 7.1 | 30.0 ± 0.0"
+    toppo = "2 | 57.5 (55.0, 60.0) | 97.2 at 20 M"
+    toppo += " | 20.0 (10.0, 30.0) | 25.0 (20.0, 30.0) | 30.0 (30.0, 30.0)"
     assert row(lines, "TOPPO") == toppo
     assert row(lines, "Vanilla MT-PPO") == "1 | 10.0 | – | 0.0 | 0.0 | 0.0"
     ladder = ["Vanilla MT-PPO", "+LN-c", "+LN-c +PopArt", "+LN-c +FG-c", "+LN-c +PopArt +FG-c"]
@@ -194,12 +196,12 @@ def test_tables_3_and_d3(runs, tmp_path):
     v1 = [write("toppo1", "toppo_mt50", 1, 0.6), write("toppo2", "toppo_mt50", 2, 0.62)]
     v1.append(write("ln", "ln", 1, RAMP))
     lines = make("table_3", [runs, *v1], tmp_path)
-    assert row(lines, "TOPPO") == "2 | 61.0 ± 1.4 | – | –"  # the paper's is on MT50
+    assert row(lines, "TOPPO") == "2 | 61.0 | – | –"  # the paper's is on MT50
     assert row(lines, "+LN-c") == "1 | 55.0 | – | –"  # (0.3 + ... + 0.8) / 6
 
     lines = make("table_d3", [runs, *v1], tmp_path)
-    v1_cells = "2 | 61.0 ± 1.4 | – | –"
-    assert row(lines, "TOPPO") == f"{v1_cells} | 2 | 57.0 ± 3.5 | – | -4.0"
+    v1_cells = "2 | 61.0 | – | –"
+    assert row(lines, "TOPPO") == f"{v1_cells} | 2 | 57.0 | – | -4.0"
     assert row(lines, "Vanilla MT-PPO") == "– | – | – | – | 1 | 0.0 | – | –"
     assert cells(lines, "+LN-c")[-4:] == ["1", "20.0", "–", "-35.0"]
 
@@ -216,6 +218,13 @@ def test_tables_3_and_d3(runs, tmp_path):
     ]
     found = [float(x) for x in interval.split(" to ")]
     np.testing.assert_allclose(found, 100 * np.quantile(draws, [0.025, 0.975]), atol=1.0)
+
+
+def test_percent():
+    assert r.percent(0.3) == "30.0"
+    assert r.percent([0.4, 0.2]) == "30.0 (40.0, 20.0)"
+    std = statistics.stdev([10, 20, 60])
+    assert r.percent([0.1, 0.2, 0.6]) == f"30.0 ± {std:.1f}"
 
 
 def test_the_bootstrap_is_seeded():
@@ -240,7 +249,7 @@ def test_table_d2(runs, tmp_path):
     assert default == ["default", "1", "30.0", "30.0", "30.0", "–"]
     assert fairgrad == ["FG (α = 1)", "1", "45.0", "45.0", "45.0", "–"]
     *toppo, iqm, paper = cells(lines, "PCGrad")
-    assert toppo == ["FG (α = 1)", "2", "62.5 ± 10.6", "57.5 ± 3.5"]  # best 55, 70; final 55, 60
+    assert toppo == ["FG (α = 1)", "2", "62.5 (55.0, 70.0)", "57.5 (55.0, 60.0)"]  # best, final
     assert iqm == "57.0"  # two seeds have no interval
     assert paper == "97.2 at 20 M"
 
@@ -250,8 +259,8 @@ def test_table_d5_is_worst_first(runs, tmp_path):
     lines = make("table_d5", [runs], tmp_path)
     assert first_column(lines) == TEN
     toppo = cells(lines, "task").index("TOPPO, n = 2")
-    assert cells(lines, "task0-v3")[toppo] == "20.0 ± 14.1"
-    assert cells(lines, "task9-v3")[toppo] == "95.0 ± 7.1"
+    assert cells(lines, "task0-v3")[toppo] == "20.0 (10.0, 30.0)"
+    assert cells(lines, "task9-v3")[toppo] == "95.0 (100.0, 90.0)"
     vanilla = cells(lines, "task").index("Vanilla MT-PPO, n = 1")
     assert cells(lines, "task8-v3")[vanilla] == "0.0"
     assert cells(lines, "task9-v3")[vanilla] == "100.0"
@@ -293,7 +302,7 @@ def test_a_benchmark_is_known_by_its_tasks(benchmark, tmp_path):
 def test_table_d10(runs, tmp_path):
     """At 400,000 steps the seeds' means are 50 and 70, the peak 60. Late: the last of three."""
     lines = make("table_d10", [runs], tmp_path)
-    toppo = "2 | 62.5 ± 10.6 | 60.0 | 57.5 ± 3.5 | 57.5 ± 3.5 | 97.2 at 20 M"
+    toppo = "2 | 62.5 (55.0, 70.0) | 60.0 | 57.5 (55.0, 60.0) | 57.5 (55.0, 60.0) | 97.2 at 20 M"
     assert row(lines, "TOPPO") == toppo
     assert row(lines, "Vanilla MT-PPO") == "1 | 20.0 | 20.0 | 10.0 | 10.0 | –"
 
@@ -334,9 +343,9 @@ def test_runs_of_different_lengths_are_compared_at_equal_steps(tmp_path):
     starts = [lines.index(title) for title in titles]
     sections = [lines[a:b] for a, b in zip(starts, [*starts[1:], None])]
     assert cells(sections[0], "+LN-c")[:2] == ["1", "20.0"]
-    assert cells(sections[0], "TOPPO")[:2] == ["2", "30.0 ± 14.1"]
+    assert cells(sections[0], "TOPPO")[:2] == ["2", "30.0 (20.0, 40.0)"]
     assert not rows(sections[1], "+LN-c")
-    assert cells(sections[1], "TOPPO")[:2] == ["2", "45.0 ± 21.2"]
+    assert cells(sections[1], "TOPPO")[:2] == ["2", "45.0 (30.0, 60.0)"]
     assert cells(sections[2], "TOPPO")[:2] == ["1", "50.0"]
     assert not rows(lines, "Vanilla MT-PPO")
 
@@ -370,7 +379,8 @@ def test_figure_1(runs, tmp_path):
     """Curves of TOPPO's seeds' mean."""
     paths = [runs / "vanilla", runs / "toppo1", runs / "toppo2"]
     lines = make("figure_1", paths, tmp_path)
-    assert row(lines, "TOPPO") == "2 | 57.5 ± 3.5 | 30.0 ± 0.0 | 25.0 ± 7.1 | 20.0 ± 14.1"
+    tails = "30.0 (30.0, 30.0) | 25.0 (20.0, 30.0) | 20.0 (10.0, 30.0)"
+    assert row(lines, "TOPPO") == f"2 | 57.5 (55.0, 60.0) | {tails}"
     panels = drawn("figure_1", paths)
     kinds = ["mean of 10 tasks", "worst 5", "worst 3", "worst 1"]
     assert [*panels] == [f"MT10, {kind}, n = 1 to 2" for kind in kinds]
@@ -425,7 +435,7 @@ def test_tail_size(num_tasks, k):
 def test_figure_4(runs, tmp_path):
     """The worst 5 of RAMP and HALVES are 30. Of two seeds the std is no bar."""
     lines = make("figure_4", [runs], tmp_path)
-    assert row(lines, "TOPPO") == "2 | 57.5 ± 3.5 | 30.0 ± 0.0"
+    assert row(lines, "TOPPO") == "2 | 57.5 (55.0, 60.0) | 30.0 (30.0, 30.0)"
     assert not rows(lines, "+PopArt")
     curves, bars = drawn("figure_4", [runs])["MT10, V2, 0.8 M steps, n = 1 to 2"]
     assert bars == 0
@@ -459,7 +469,7 @@ def test_figures_d6_and_d7(name, reward, tmp_path):
             path = tmp_path / f"{version}{seed}"
             success = {0: 0, 400_000: rate}
             paths.append(write_run(path, "toppo_mt50", seed, success, reward_version=version))
-    assert row(make(name, paths, tmp_path), "TOPPO") == "2 | 50.0 ± 35.4"
+    assert row(make(name, paths, tmp_path), "TOPPO") == "2 | 50.0 (25.0, 75.0)"
     ((title, (curves, bands)),) = drawn(name, paths).items()
     assert (title, bands) == (f"MT10, {reward.upper()}, 0.4 M steps, n = 2", 0)
     np.testing.assert_allclose(curves["TOPPO (n = 2)"], [[0, 0.4], [0, 50]])
@@ -539,6 +549,14 @@ def test_unusable_runs_are_refused(runs, tmp_path):
     twin = write_run(tmp_path / "twin", "toppo_mt50", 2, {0: 0, 400_000: 0.5})
     both = f"{runs / 'toppo2'} and {twin} are both seed 2 of toppo_mt50.py"
     assert refusal([runs, twin]) == f"{both}: leave one out"
+    later = write_run(tmp_path / "later", "toppo_mt50", 2, {0: 0, 400_000: 0.5}, commit="8c12525a")
+    assert [r.commit(run) for run in r.load_runs([twin, later])] == ["8c12525", "24b7fef"]
+    again = write_run(tmp_path / "again", "toppo_mt50", 2, {0: 0, 400_000: 0.5}, commit="77777777")
+    assert refusal([again, later]).endswith("are both seed 2 of toppo_mt50.py: leave one out")
+    no_clone = write_run(
+        tmp_path / "no_clone", "ln", 3, {0: 0}, commit="fatal: not a git repository"
+    )
+    assert r.commit(r.read_run(no_clone)) == "–"
     unknown = write_run(tmp_path / "unknown", "mine", 3, {0: 0})
     what = "a run of mine.py, which is none of the repository's scripts"
     assert refusal([unknown]) == f"{unknown}: {what}"
@@ -585,7 +603,8 @@ def test_a_script_alone(runs, tmp_path):
     missing = "no run of any script with V1 rewards that was evaluated after step 0"
     command = "python toppo_mt50.py --reward-version v1"
     assert process.stderr == f"table_d4: {missing}; make one: {command}\n"
-    assert cells((tmp_path / "table_2.md").read_text().splitlines(), "TOPPO")[1] == "57.5 ± 3.5"
+    lines = (tmp_path / "table_2.md").read_text().splitlines()
+    assert cells(lines, "TOPPO")[1] == "57.5 (55.0, 60.0)"
     process = run("table_2_d4_worst_k.py", tmp_path / "none")
     assert process.returncode == 2
     assert process.stderr.count("\n") == 1
@@ -621,8 +640,9 @@ def test_all(runs, tmp_path):
 
     assert lines.count("What we make of it.") == 1
     assert f"Made by `python paper/all.py {runs} --out {out} --page {page}`." in lines
-    assert row(lines, "toppo2") == "MT10 | V2 | TOPPO | `toppo_mt50.py` | 2 | 0.8 M | 0"
-    toppo = "2 | 57.5 ± 3.5 | 97.2 at 20 M | 20.0 ± 14.1 | 25.0 ± 7.1 | 30.0 ± 0.0"
+    assert row(lines, "toppo2") == "MT10 | V2 | TOPPO | `toppo_mt50.py` | 2 | 24b7fef | 0.8 M | 0"
+    toppo = "2 | 57.5 (55.0, 60.0) | 97.2 at 20 M"
+    toppo += " | 20.0 (10.0, 30.0) | 25.0 (20.0, 30.0) | 30.0 (30.0, 30.0)"
     assert toppo.split(" | ") in rows(lines, "TOPPO")
     (theorem,) = [line.split("(")[1][:-1] for line in lines if "figure_d5_theorem1.png" in line]
     assert (page.parent / theorem).resolve() == ROOT / "results/figure_d5_theorem1.png"
@@ -690,9 +710,9 @@ def test_a_note_is_shown_with_its_own_runs_only(runs, tmp_path, capsys):
     assert len(r.read_note(note, both.values(), "python X")) == 1
 
 
-@pytest.mark.parametrize("name, count", [("mt10", 9), ("mt50", 2), ("choices", 11)])
+@pytest.mark.parametrize("name, count", [("mt10", 10), ("mt50", 3), ("choices", 11)])
 def test_committed_runs_are_read(name, count):
-    """Those in mt10, and of the choices those on MT10, are of the scripts' first version."""
+    """Some on MT10 are of the scripts' first version."""
     paths = r.run_directories([ROOT / "results" / name])
     found = [r.read_run(path) for path in paths]
     assert len(found) == count
@@ -843,7 +863,8 @@ def choice_run(path, script, seed, success, train, variance):
         "train_success/mean": {100_000: 0.0, **train},
         "explained_variance/mean": dict.fromkeys(train, variance),
     }
-    return write_run(path, script, seed, {0: 0, **success}, scalars)
+    version = {} if seed == 2 else {"commit": "8c12525"}  # the first version names none
+    return write_run(path, script, seed, {0: 0, **success}, scalars, **version)
 
 
 def test_choices(tmp_path):
@@ -875,7 +896,7 @@ def test_choices(tmp_path):
     lines = page.read_text().splitlines()
     default, *scores = cells(lines, "log-std start, TOPPO")
     assert default == "0 (default)"
-    assert scores[:3] == ["1, 2", "0.5 M", "57.5 (55.0, 60.0)"]
+    assert scores[:3] == ["1, 2*", "0.5 M", "57.5 (55.0, 60.0)"]
     assert scores[3:] == ["30.0 (30.0, 30.0)", "25.0 (25.0, 25.0)", "50.0 (50.0, 50.0)"]
     assert "|  | -1 | 1 | 0.5 M | 40.0 | 40.0 | 37.5 | 75.0 |" in lines
     vanilla = "on (default) | 1 | 0.5 M | 10.0 | 10.0 | 20.0 | 12.5"
@@ -891,7 +912,8 @@ def test_choices(tmp_path):
     assert "Adam's ε, vanilla, MT50; Adam's ε, TOPPO, MT50" in absent
     logged = {tag: {500_000: 0.5} for tag in ("train_success/mean", "explained_variance/mean")}
     for path, rate in (("base/fifty", 0.25), ("choices/adam_eps_1e-8__vanilla_mtppo__3", 0.5)):
-        mt50_run(tmp_path / path, "vanilla_mtppo", 3, {0: 0, 0.5: rate}, scalars=logged)
+        success = {0: 0, 0.5: rate}
+        mt50_run(tmp_path / path, "vanilla_mtppo", 3, success, scalars=logged, commit="8c12525")
     path = choices / "adam_eps_1e-8__vanilla_mtppo__1"
     choice_run(path, "vanilla_mtppo", 1, {500_000: 0.75}, {500_000: 0.5}, 0.25)
     assert run("choices.py", base, "--choices", choices, "--page", page).returncode == 0
