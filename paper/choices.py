@@ -38,7 +38,12 @@ CHOICES = {
     "value clip, TOPPO": Choice("toppo_mt50", "on (default)", {"no_clip_vloss": "off"}),
     "value clip, vanilla": Choice("vanilla_mtppo", "on (default)", {"no_clip_vloss": "off"}),
     "PCGrad, TOPPO": Choice("toppo_mt50", "mean (default)", {"pcgrad_sum": "sum"}),
+    "value clip, +LN-c": Choice("ln", "on (default)", {"no_clip_vloss": "off"}),
+    "value clip, +LN-c +PopArt": Choice("ln_popart", "on (default)", {"no_clip_vloss": "off"}),
     "value clip, +LN-c +FG-c": Choice("ln_fairgrad", "on (default)", {"no_clip_vloss": "off"}),
+    "value clip, vanilla, MT50": Choice(
+        "vanilla_mtppo", "on (default)", {"no_clip_vloss": "off"}, task_set="MT50"
+    ),
     "Adam's ε, +LN-c +PopArt": Choice("ln_popart", "1e-5 (default)", {"adam_eps_1e-8": "1e-8"}),
     "Adam's ε, vanilla, MT50": Choice(
         "vanilla_mtppo", "1e-5 (default)", {"adam_eps_1e-8": "1e-8"}, task_set="MT50"
@@ -73,16 +78,24 @@ class Args:
 
 
 def members(folder: Path, defaults: list[r.Run], choice: Choice) -> dict[str, list[r.Run]]:
-    """{what the choice is: its runs, by seed}, the default first; without those not made yet."""
+    """{what the choice is: its runs, by seed}, the default first; without those not made yet.
+
+    Runs without the value clip are in folder, or among the runs with the default choices.
+    """
 
     def of_choice(runs: list[r.Run]) -> list[r.Run]:
         key = choice.script, choice.task_set
-        return sorted([run for run in runs if (run.script, run.task_set) == key], key=r.by_seed)
+        return sorted(
+            [run for run in runs if (run.args["script"], run.task_set) == key], key=r.by_seed
+        )
 
-    found = {choice.default: of_choice(defaults)}
+    found = {choice.default: of_choice(r.with_clip(defaults))}
     for name, label in choice.others.items():
         files = sorted(folder.glob(f"{name}__{choice.script}__*/args.json"))
-        found[label] = of_choice([r.read_run(file.parent) for file in files])
+        others = [r.read_run(file.parent) for file in files]
+        if name == "no_clip_vloss":
+            others += [run for run in defaults if r.NO_CLIP in run.script]
+        found[label] = of_choice(others)
     return {label: runs for label, runs in found.items() if runs}
 
 

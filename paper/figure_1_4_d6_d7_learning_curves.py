@@ -134,15 +134,17 @@ def verdict(script, differences):
 
 
 def draw_differences(curves):
-    """Ours, and the paper's with their band. curves: {script: {step in millions: success}}."""
+    """Ours, and the paper's with their band. curves: {method: {step in millions: success}}."""
     figure, axis = r.plt.subplots(figsize=(6, 3.6), layout="constrained")
     for script, ours in curves.items():
+        (line,) = axis.plot([*ours], [*ours.values()], "o", color=r.COLORS[script])
+        line.set(linestyle=r.DASHES[script], label=f"{r.METHODS[script]}, ours")
+    for script in {script.removesuffix(r.NO_CLIP): None for script in curves}:
         color = r.COLORS[script]
         name = r.METHODS[script]
         steps, success, _ = (np.array(x) for x in zip(*CURVES[script]))
         early = steps <= BAND_UNTIL
         low, high = success[early] - BAND, success[early] + BAND
-        axis.plot([*ours], [*ours.values()], "o-", color=color, label=f"{name}, ours")
         axis.plot(steps, success, ":", color=color, label=f"{name}, the paper's ±{BAND}")
         axis.fill_between(steps[early], low, high, color=color, alpha=0.12, linewidth=0)
     last = max(step for ours in curves.values() for step in ours)
@@ -155,10 +157,11 @@ def draw_differences(curves):
 
 
 def table_figure_1(runs):
-    """Ours minus the paper's, a row for each step that both have."""
+    """Ours minus the paper's, a row for each step that both have; without the value clip, too."""
     lines = []
     curves = {}
-    for script in CURVES:
+    for script in [*CURVES, *(script + r.NO_CLIP for script in CURVES)]:
+        papers = CURVES[script.removesuffix(r.NO_CLIP)]
         ours = [
             run for run in runs if (run.script, run.task_set, run.reward) == (script, "MT50", "v2")
         ]
@@ -166,11 +169,11 @@ def table_figure_1(runs):
         rows = []
         differences = {}
         for step, (mean, count) in means.items():
-            paper = papers_success(script, step / 1e6)
+            paper = papers_success(script.removesuffix(r.NO_CLIP), step / 1e6)
             if paper is None:
                 continue
-            digitised = any(point.step == step / 1e6 for point in CURVES[script])
-            exact = any(point.step == step / 1e6 and point.exact for point in CURVES[script])
+            digitised = any(point.step == step / 1e6 for point in papers)
+            exact = any(point.step == step / 1e6 and point.exact for point in papers)
             differences[step / 1e6] = mean - paper
             how = "printed" if exact else "read off" if digitised else "interpolated"
             row = [r.millions(step), count, f"{mean:.1f}", f"{paper:.1f}", how]

@@ -103,7 +103,7 @@ def draw_spreads(axes, script, seeds):
 
 
 def figure_2(runs):
-    groups = r.groups(runs)
+    groups = r.groups(r.with_clip(runs))
     figure, axes = r.grid(len(groups), 3, width=4.8, height=3.4)
     lines = []
     for row, (key, methods) in zip(axes, groups.items()):
@@ -134,7 +134,7 @@ def same_span(axes):
 
 
 def figure_d2(runs):
-    groups = r.groups(runs)
+    groups = r.groups(r.with_clip(runs))
     figure, axes = r.grid(len(groups), 3, width=4.4, height=3.4)
     rows = []
     for row, (key, methods) in zip(axes, groups.items()):

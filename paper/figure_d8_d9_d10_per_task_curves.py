@@ -73,13 +73,13 @@ def other_sets(runs):
     if not others:
         command = "python toppo_mt50.py --benchmark MT25"
         raise r.Missing(f"no run on other tasks or rewards than D.8 to D.10; make one: {command}")
-    return curves("Like Figures D.8 to D.10, other tasks or rewards", r.groups(others))
+    return curves("Like Figures D.8 to D.10, other tasks or rewards", r.groups(r.with_clip(others)))
 
 
 ITEMS = {
-    "figure_d8": lambda runs: curves("Figure D.8", r.groups(runs, "v2", "MT10")),
-    "figure_d9": lambda runs: curves("Figure D.9", r.groups(runs, "v2", "MT50")),
-    "figure_d10": lambda runs: curves("Figure D.10", r.groups(runs, "v1", "MT50")),
+    "figure_d8": lambda runs: curves("Figure D.8", r.groups(r.with_clip(runs), "v2", "MT10")),
+    "figure_d9": lambda runs: curves("Figure D.9", r.groups(r.with_clip(runs), "v2", "MT50")),
+    "figure_d10": lambda runs: curves("Figure D.10", r.groups(r.with_clip(runs), "v1", "MT50")),
     "figure_d8_other_sets": other_sets,
 }
 

@@ -41,7 +41,7 @@ LADDER = {
     "ln_popart_fairgrad": "+LN-c +PopArt +FG-c",
     "toppo_mt50": "TOPPO",
 }
-METHODS = LADDER | {
+SCRIPTS = LADDER | {
     "popart": "+PopArt",
     "fairgrad": "+FG-c",
     "popart_fairgrad": "+PopArt +FG-c",
@@ -51,14 +51,19 @@ METHODS = LADDER | {
     "symmetric_ln_popart": "+LN in both nets +PopArt",
     "toppo_popart_ema": "TOPPO, PopArt by EMA",
 }
+NO_CLIP = " --no-clip-vloss"  # a script with this flag is a method of its own, a control
+METHODS = SCRIPTS | {s + NO_CLIP: f"{name}, no value clip" for s, name in SCRIPTS.items()}
 IN_ROOT = ("vanilla_mtppo", "toppo_mt50")
-SCRIPT_PATHS = {s: f"{s}.py" if s in IN_ROOT else f"ablations/{s}.py" for s in METHODS}
+SCRIPT_PATHS = {s: f"{s}.py" if s in IN_ROOT else f"ablations/{s}.py" for s in SCRIPTS}
+SCRIPT_PATHS |= {s + NO_CLIP: path + NO_CLIP for s, path in SCRIPT_PATHS.items()}
 
-# Okabe and Ito's colours, distinct to the colour-blind, for the ladder. Other methods repeat them
-# with another line.
+# Okabe and Ito's colours, distinct to the colour-blind, for the ladder. Other scripts repeat them
+# with another line, and so does a script without the value clip.
 PALETTE = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2"]
-COLORS = dict(zip(METHODS, 3 * PALETTE))
-DASHES = {s: "-" if s in LADDER else (0, (4, 1.5)) for s in METHODS}
+COLORS = dict(zip(SCRIPTS, 3 * PALETTE))
+COLORS |= {s + NO_CLIP: color for s, color in COLORS.items()}
+DASHES = {s: "-" if s in LADDER else (0, (4, 1.5)) for s in SCRIPTS}
+DASHES |= {s + NO_CLIP: (0, (1, 1)) for s in SCRIPTS}
 WORST = (1, 3, 5, 10, 20)
 PERCENT = (0.0, 100.0)  # what no band of a success rate leaves
 MOST_NAMED = 2 * len(PALETTE)  # tasks that a figure can tell apart: each colour, solid and dashed
@@ -73,6 +78,7 @@ FREE = {
     "tasks",
     "total_timesteps",
     "eval_interval",
+    "clip_vloss",
     "keep_checkpoints_every",
     "run_dir",
     "cuda",
@@ -101,7 +107,7 @@ class Missing(Exception):
 
 class Run(NamedTuple):
     path: Path
-    script: str
+    script: str  # a key of METHODS
     seed: int
     args: dict[str, Any]
     tasks: tuple[str, ...]  # by name
@@ -136,8 +142,10 @@ Items = dict[str, Callable[[list[Run]], Item]]
 def read_run(path: Path) -> Run:
     args = FIRST_VERSION | json.loads((path / "args.json").read_text())
     script = args["script"]
-    if script not in METHODS:
+    if script not in SCRIPTS:
         raise Missing(f"{path}: a run of {script}.py, which is none of the repository's scripts")
+    if not args.get("clip_vloss", True):
+        script += NO_CLIP
     rates: dict[int, dict[str, float]] = defaultdict(dict)
     if (path / "evals.csv").exists():
         with open(path / "evals.csv", newline="") as file:
@@ -219,7 +227,8 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
         key = run.task_set, run.reward
         same = seen.setdefault((*key, run.script, *by_seed(run)), run)
         if same is not run:
-            both = f"{same.path} and {run.path} are both seed {run.seed} of {run.script}.py"
+            both = f"{same.path} and {run.path} are both seed {run.seed} of "
+            both += SCRIPT_PATHS[run.script]
             raise Missing(f"{both}: leave one out")
         first = seen.setdefault(key, run)
         held = sorted((run.args.keys() & first.args.keys()) - FREE)
@@ -229,6 +238,11 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
             both = f"{first.path} and {run.path}"
             raise Missing(f"{both} differ in {flags}: show them in separate calls")
     return runs
+
+
+def with_clip(runs: list[Run]) -> list[Run]:
+    """For the figures in which the runs without the value clip would be too many lines."""
+    return [run for run in runs if run.script in SCRIPTS]
 
 
 def groups(

@@ -26,7 +26,7 @@ def count(script, num_tasks):
 
 def table_b2(_):
     rows = []
-    for script, name in r.METHODS.items():
+    for script, name in r.SCRIPTS.items():
         ours = [f"{count(script, num_tasks):,}" for num_tasks in (10, 50)]
         paper = [f"{n}K" if n != "–" else n for n in PARAMETERS.get(script, "––")]
         rows.append([name, f"`{r.SCRIPT_PATHS[script]}`", *ours, *paper])

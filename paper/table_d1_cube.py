@@ -6,9 +6,11 @@ Writes table_d1.md: final mean and worst-k success, and what PopArt adds where F
 where it is on.
 """
 
+from itertools import product
+
 import runs as r
 
-CUBE = {  # script: (LN-c, PopArt, FG-c)
+WITH_CLIP = {  # script: (LN-c, PopArt, FG-c)
     "ln": (1, 0, 0),
     "ln_popart": (1, 1, 0),
     "ln_fairgrad": (1, 0, 1),
@@ -18,6 +20,8 @@ CUBE = {  # script: (LN-c, PopArt, FG-c)
     "fairgrad": (0, 0, 1),
     "popart_fairgrad": (0, 1, 1),
 }
+CUBE = {script: (*cell, 1) for script, cell in WITH_CLIP.items()}
+CUBE |= {script + r.NO_CLIP: (*cell, 0) for script, cell in WITH_CLIP.items()}
 NOTE = f"""\
 Success in percent at the last checkpoint. {r.STATISTICS}
 
@@ -27,15 +31,16 @@ has."""
 
 
 def what_popart_adds(scores):
-    """Rows of differences of means. scores: {(LN-c, PopArt, FG-c): (mean [n], worst-k [n])}."""
+    """Rows of differences of means. scores: {cell of CUBE: (mean [n], worst-k [n])}."""
     rows = []
-    for layer_norm, fairgrad in ((1, 0), (1, 1), (0, 0), (0, 1)):
-        without = scores.get((layer_norm, 0, fairgrad))
-        with_popart = scores.get((layer_norm, 1, fairgrad))
+    for clip, layer_norm, fairgrad in product((1, 0), (1, 0), (0, 1)):
+        without = scores.get((layer_norm, 0, fairgrad, clip))
+        with_popart = scores.get((layer_norm, 1, fairgrad, clip))
         if without and with_popart:
             pairs = zip(with_popart, without)
             changes = [f"{100 * (after.mean() - before.mean()):+.1f}" for after, before in pairs]
             where = f"{'with' if layer_norm else 'no'} LN-c, {'with' if fairgrad else 'no'} FG-c"
+            where += "" if clip else ", no value clip"
             rows.append([where, *changes])
     return rows
 
@@ -52,9 +57,10 @@ def table_d1(runs):
                 scores[cell] = end.mean(1), r.worst(end, k)
                 on = ["✓" if x else "–" for x in cell]
                 numbers = [len(end), *map(r.percent, scores[cell])]
-                rows.append([f"`{r.SCRIPT_PATHS[script]}`", *on, *numbers])
-        header = ["script", "LN-c", "PopArt", "FG-c", "n", "mean", f"worst {k}"]
-        lines += r.heading(key, methods, CUBE) + r.table(header, rows)
+                path = r.SCRIPT_PATHS[script.removesuffix(r.NO_CLIP)]
+                rows.append([f"`{path}`", *on, *numbers])
+        header = ["script", "LN-c", "PopArt", "FG-c", "value clip", "n", "mean", f"worst {k}"]
+        lines += r.heading(key, methods, WITH_CLIP) + r.table(header, rows)
         added = what_popart_adds(scores)
         if added:
             lines += ["What PopArt adds (difference of means, in points):", ""]

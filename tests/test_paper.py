@@ -234,13 +234,36 @@ def test_the_bootstrap_is_seeded():
 
 def test_table_d1(runs, tmp_path):
     lines = make("table_d1", [runs], tmp_path)
-    assert row(lines, "`ablations/ln_popart_fairgrad.py`") == "✓ | ✓ | ✓ | 1 | 45.0 | 45.0"
-    assert row(lines, "`vanilla_mtppo.py`") == "– | – | – | 1 | 10.0 | 0.0"
+    assert row(lines, "`ablations/ln_popart_fairgrad.py`") == "✓ | ✓ | ✓ | ✓ | 1 | 45.0 | 45.0"
+    assert row(lines, "`vanilla_mtppo.py`") == "– | – | – | ✓ | 1 | 10.0 | 0.0"
     assert not any("toppo" in line for line in lines)
     assert cells(lines, "with LN-c, no FG-c") == ["+10.0", "+10.0"]  # 20 to 30
     assert cells(lines, "with LN-c, with FG-c") == ["+5.0", "+5.0"]  # 40 to 45
     assert cells(lines, "no LN-c, no FG-c") == ["+5.0", "+15.0"]  # 10 to 15; worst 5: 0 to 15
     assert not rows(lines, "no LN-c, with FG-c")  # there is no run of fairgrad.py
+
+
+def test_runs_without_the_value_clip_are_methods_of_their_own(runs, tmp_path):
+    """A row in the tables, and a line in Figures 1 and D.6; the other figures leave them out."""
+    end = {0: 0, 800_000: 0.7}
+    control = write_run(tmp_path / "control", "ln", 1, end, clip_vloss=False)
+    popart = write_run(tmp_path / "popart", "ln_popart", 1, {0: 0, 800_000: 0.9}, clip_vloss=False)
+    given = [runs, control, popart]
+    for name in ("table_2", "table_d10", "figure_1"):
+        lines = make(name, given, tmp_path)
+        assert cells(lines, "+LN-c, no value clip")[1] == "70.0", name
+        assert cells(lines, "+LN-c")[1] == "20.0", name
+    lines = make("table_d1", given, tmp_path)
+    without = [x for x in rows(lines, "`ablations/ln.py`") if x[4:] == ["1", "70.0", "70.0"]]
+    assert without == [["✓", "–", "–", "–", "1", "70.0", "70.0"]]
+    assert cells(lines, "with LN-c, no FG-c") == ["+10.0", "+10.0"]
+    assert cells(lines, "with LN-c, no FG-c, no value clip") == ["+20.0", "+20.0"]
+    (curves, _) = drawn("figure_d6", given)["MT10, V2, 0.8 M steps, n = 1 to 2"]
+    assert "+LN-c, no value clip (n = 1)" in curves
+    (_, per_task) = drawn("figure_d8", given).popitem()
+    assert not any("no value clip" in label for label in per_task[0])
+    missing = refusal([control, write_run(tmp_path / "b", "ln", 1, end, clip_vloss=False)])
+    assert missing.endswith("are both seed 1 of ablations/ln.py --no-clip-vloss: leave one out")
 
 
 def test_table_d2(runs, tmp_path):
@@ -777,6 +800,7 @@ def test_table_figure_1(runs, tmp_path):
     mt50_run(tmp_path / "r/b", "toppo_mt50", 2, {0: 0, 1: 0.25})
     mt50_run(tmp_path / "r/c", "vanilla_mtppo", 1, {0: 0, 12: 0.5})
     mt50_run(tmp_path / "r/d", "vanilla_mtppo", 2, {0: 0, 12: 0.9}, reward_version="v1")
+    mt50_run(tmp_path / "r/e", "vanilla_mtppo", 1, {0: 0, 4: 0.2}, clip_vloss=False)
     lines = make("table_figure_1", [runs, tmp_path / "r"], tmp_path)
     (axis,) = item("table_figure_1", [runs, tmp_path / "r"])[2].axes
     curves = {line.get_label(): line.get_xydata().round(6).tolist() for line in axis.lines}
@@ -786,6 +810,8 @@ def test_table_figure_1(runs, tmp_path):
     assert row(lines, "2 M") == "1 | 10.0 | 24.9 | read off | -14.9"
     assert row(lines, "3 M") == "1 | 30.0 | 32.4 | interpolated | -2.4"
     assert row(lines, "12 M") == "1 | 50.0 | 40.3 | interpolated | +9.7"  # 37.8 at 10, 44.1 at 15
+    assert row(lines, "4 M") == "1 | 20.0 | 19.3 | read off | +0.7"  # vanilla's, without the clip
+    assert curves["Vanilla MT-PPO, no value clip, ours"] == [[0, 0], [4, 20]]
     assert not rows(lines, "0.5 M") and not rows(lines, "0 M")
     verdict = (
         "TOPPO: the largest difference is -14.9 points, at 2 M steps, the last -2.4, at 3 M. "
@@ -858,13 +884,13 @@ def test_evals_csv_is_what_the_scripts_write(tmp_path):
     assert repr(tuple(header))[1:-1].replace("'", '"') in (ROOT / "toppo_mt50.py").read_text()
 
 
-def choice_run(path, script, seed, success, train, variance):
+def choice_run(path, script, seed, success, train, variance, **args):
     scalars = {
         "train_success/mean": {100_000: 0.0, **train},
         "explained_variance/mean": dict.fromkeys(train, variance),
     }
     version = {} if seed == 2 else {"commit": "8c12525"}  # the first version names none
-    return write_run(path, script, seed, {0: 0, **success}, scalars, **version)
+    return write_run(path, script, seed, {0: 0, **success}, scalars, **version, **args)
 
 
 def test_choices(tmp_path):
@@ -922,6 +948,16 @@ def test_choices(tmp_path):
     assert row(lines, "Adam's ε, vanilla, MT50") == fifty
     assert "|  | 1e-8 | 3 | 0.5 M | 50.0 | 50.0 | 50.0 | 50.0 |" in lines
     assert row(lines, "value clip, vanilla") == vanilla
+
+    # Without the value clip, among the runs with the default choices
+    assert "value clip, TOPPO" in absent
+    off = {"clip_vloss": False}
+    choice_run(base / "off", "toppo_mt50", 3, {500_000: 0.75}, {500_000: 0.5}, 0.25, **off)
+    assert run("choices.py", base, "--choices", choices, "--page", page).returncode == 0
+    lines = page.read_text().splitlines()
+    assert cells(lines, "value clip, TOPPO")[:2] == ["on (default)", "1, 2*"]
+    assert "|  | off | 3 | 0.5 M | 75.0 | 75.0 | 50.0 | 25.0 |" in lines
+    assert cells(lines, "log-std start, TOPPO") == [default, *scores]
 
     # Of other runs, and with the page where the runs are
     path = choices / "pcgrad_sum__toppo_mt50__1"
