@@ -43,7 +43,7 @@ The paper trains for 20 M steps on MT10 and 100 M on MT50 with 10
 seeds: with fewer seeds or steps, the numbers of these runs are no estimate of the paper's. Each
 section compares runs at the same step. Success is in percent."""
 HEADER = ["run", "tasks", "reward", "method", "script", "seed", "commit", "steps", "dumps"]
-LONGEST = 70  # lines of a Markdown file that the page shows; a longer one gets the link only
+LONGEST = 100  # lines of a Markdown file that the page shows; a longer one gets the link only
 
 
 @dataclass
