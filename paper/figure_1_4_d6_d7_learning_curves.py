@@ -139,7 +139,8 @@ def draw_differences(curves):
     for script, ours in curves.items():
         (line,) = axis.plot([*ours], [*ours.values()], "o", color=r.COLORS[script])
         line.set(linestyle=r.DASHES[script], label=f"{r.METHODS[script]}, ours")
-    for script in {script.removesuffix(r.NO_CLIP): None for script in curves}:
+    drawn = {script.removesuffix(r.NO_CLIP) for script in curves}
+    for script in [script for script in CURVES if script in drawn]:
         color = r.COLORS[script]
         name = r.METHODS[script]
         steps, success, _ = (np.array(x) for x in zip(*CURVES[script]))
@@ -161,7 +162,8 @@ def table_figure_1(runs):
     lines = []
     curves = {}
     for script in [*CURVES, *(script + r.NO_CLIP for script in CURVES)]:
-        papers = CURVES[script.removesuffix(r.NO_CLIP)]
+        papers_script = script.removesuffix(r.NO_CLIP)
+        papers = CURVES[papers_script]
         ours = [
             run for run in runs if (run.script, run.task_set, run.reward) == (script, "MT50", "v2")
         ]
@@ -169,7 +171,7 @@ def table_figure_1(runs):
         rows = []
         differences = {}
         for step, (mean, count) in means.items():
-            paper = papers_success(script.removesuffix(r.NO_CLIP), step / 1e6)
+            paper = papers_success(papers_script, step / 1e6)
             if paper is None:
                 continue
             digitised = any(point.step == step / 1e6 for point in papers)

@@ -158,6 +158,7 @@ def measured():
         f"{lead[2_000_000, None]:.1f} at 2 M",
         f"lead is {lead[1_000_000, 5]:.1f} points at 1 M and {lead[2_000_000, 5]:.1f} at 2 M",
     ]
+
     # The summary of docs/results.md: the ladder on MT10, from vanilla to TOPPO
     ladder_mt10 = [f"{at(1_000_000, *runs):.1f}" for runs in rungs.values()]
     at_2m = {
@@ -173,10 +174,10 @@ def measured():
     ]
     behind = float(at_2m["+ LN-c + PopArt + FairGrad"]) - float(at_2m["+ LN-c + PopArt"])
     below = [f"{at(1_000_000, run):.1f}" for run in rungs["+ LN-c + PopArt + FairGrad"]]
-    of_toppo = [f"{at(1_000_000, run):.1f}" for run in toppo]
+    above = [f"{at(1_000_000, run):.1f}" for run in toppo]
     phrases["results/paper/table_2_note.md"] += [
         f"At 2 M PopArt without FairGrad is {behind:.1f} points from both",
-        f"at 1 M TOPPO's three runs have {of_toppo[0]}, {of_toppo[1]} and {of_toppo[2]} %, and the "
+        f"at 1 M TOPPO's three runs have {above[0]}, {above[1]} and {above[2]} %, and the "
         f"two of the rung below it {below[0]} and {below[1]} %.",
     ]
 
@@ -337,7 +338,7 @@ def measured():
         f"To {both_have / 1e6:g} M of the paper's 100 M steps on MT50",
         f"with a success of {at(2_000_000, toppo[0]):.1f} % after 2 M steps,",
         f"with {at(both_have, ours['toppo_mt50']):.1f} % after {both_have / 1e6:g} M.",
-        f"So far both curves are at most {max(apart):.1f} points from the paper's",
+        f"both curves are so far at most {max(apart):.1f} points from the paper's",
         f"To {longest_vanilla / 1e6:g} M steps vanilla differs from the paper's curve by "
         f"{low['1e-8']:.1f} to {high['1e-8']:.1f} points with PyTorch's 1e-8, and by "
         f"{low['1e-5']:.1f} to {high['1e-5']:.1f} with 1e-5, two seeds each.",
