@@ -81,6 +81,8 @@ def section(name, title, lines, note, folder, link):
         found += [f"#{line}" if line.startswith("#") else line for line in lines]  # a level down
         if lines and lines[-1]:
             found.append("")
+    else:
+        found += ["It is too long for this page:", ""]
     if note:
         found += [*note, ""]
     return [*found, contents, ""]

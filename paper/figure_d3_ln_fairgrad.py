@@ -37,7 +37,7 @@ run. """
 )
 PAPER = """\
 The paper: LN-c lowers the cosine and not systematically the top-1 share; FG-c lowers the share
-alone."""
+and cannot touch the cosines."""
 
 
 def top1_share(G, w):

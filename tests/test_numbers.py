@@ -9,6 +9,7 @@ this.
 """
 
 import csv
+import json
 import random
 import re
 import sys
@@ -23,11 +24,12 @@ sys.path.append(str(ROOT / "paper"))
 import ladder  # noqa: E402
 import published  # noqa: E402
 
+RESULTS = ROOT / "results"
 CONSTANTS = tomllib.loads((ROOT / "tests/numbers.toml").read_text())
 WRITTEN_BY_PROGRAMS = {"docs/ladder.md", "docs/results.md", "docs/choices.md"}
 PAGES = {"README.md", "CONTRIBUTING.md"}
 PAGES |= {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - WRITTEN_BY_PROGRAMS
-PAGES |= {str(path.relative_to(ROOT)) for path in (ROOT / "results").glob("*/*_note.md")}
+PAGES |= {str(path.relative_to(ROOT)) for path in RESULTS.glob("*/*_note.md")}
 PAGES = sorted(PAGES)
 
 OF_THE_PAPER = r"[A-D]?\.?\d+(?:\.\d+)*"  # 4, 4.3, D.1 or .1
@@ -90,7 +92,7 @@ def uncovered(text, phrases):
 def success(run):
     """{step: success of each task in percent} of a run in results/, from its evals.csv."""
     found = defaultdict(list)
-    with open(ROOT / "results" / run / "evals.csv") as file:
+    with open(RESULTS / run / "evals.csv") as file:
         for row in csv.DictReader(file):
             found[int(row["step"])].append(100 * float(row["success_rate"]))
     return found
@@ -105,17 +107,26 @@ def at(step, *runs, k=None):
     return mean([mean(sorted(success(run)[step])[:k]) for run in runs])
 
 
+def evaluated(step, runs):
+    return [run for run in runs if step in success(run)]
+
+
+def is_earlier(run):
+    """Whether the scripts' first version made it, which did not write its commit down."""
+    return "commit" not in json.loads((RESULTS / run / "args.json").read_text())
+
+
 def seeds(step, runs, k=None):
     """The same of each run that was evaluated there, those of the first version in brackets."""
-    evaluated = [run for run in runs if step in success(run)]
-    now = ", ".join(f"{at(step, run, k=k):.1f}" for run in evaluated if "earlier" not in run)
-    earlier = ", ".join(f"{at(step, run, k=k):.1f}" for run in evaluated if "earlier" in run)
+    runs = evaluated(step, runs)
+    now = ", ".join(f"{at(step, run, k=k):.1f}" for run in runs if not is_earlier(run))
+    earlier = ", ".join(f"{at(step, run, k=k):.1f}" for run in runs if is_earlier(run))
     return " ".join(x for x in (now, f"({earlier})" if earlier else "") if x) or "–"
 
 
 def last(run, tag, step):
     """What a run in results/ has logged last up to a step, from its scalars.csv."""
-    with open(ROOT / "results" / run / "scalars.csv") as file:
+    with open(RESULTS / run / "scalars.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["tag"] == tag]
     return max((int(row["step"]), float(row["value"])) for row in rows if int(row["step"]) <= step)[
         1
@@ -126,6 +137,25 @@ def explained(run, step):
     return 100 * last(run, "explained_variance/mean", step)
 
 
+def popart_narrows(run):
+    """Whether it does, of each collect: the spread of the tasks' mean critic norms (largest over
+    smallest) against that of the same norms times sigma^2, those of the raw loss."""
+    norms = defaultdict(dict)
+    sigmas = defaultdict(dict)
+    with open(RESULTS / run / "scalars.csv") as file:
+        for row in csv.DictReader(file):
+            tag, _, task = row["tag"].partition("/")
+            found = {"critic_gradient_norm": norms, "popart_sigma": sigmas}.get(tag)
+            if found is not None and task != "mean":
+                found[int(row["step"])][task] = float(row["value"])
+    narrower = []
+    for step in sorted(norms):
+        of_popart = norms[step].values()
+        raw = [norm * sigmas[step][task] ** 2 for task, norm in norms[step].items()]
+        narrower.append(max(of_popart) / min(of_popart) < max(raw) / min(raw))
+    return narrower
+
+
 def bench(page, section, row):
     """The cells of a row of results/bench_PAGE.md, below the heading that begins with section."""
     text = (ROOT / f"results/bench_{page}.md").read_text()
@@ -134,11 +164,23 @@ def bench(page, section, row):
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
+def paths_of(*patterns):
+    """The runs in results/ that match the first pattern, then the second."""
+    return [
+        str(path.relative_to(RESULTS))
+        for pattern in patterns
+        for path in sorted(RESULTS.glob(pattern))
+    ]
+
+
 def runs_on_mt10(script):
     """Its runs, those of the first version last."""
-    folder = ROOT / "results/mt10"
-    paths = [*sorted(folder.glob(f"{script}__?")), *sorted(folder.glob(f"earlier__{script}__?"))]
-    return [f"mt10/{path.name}" for path in paths]
+    return paths_of(f"mt10/{script}__?", f"mt10/earlier__{script}__?")
+
+
+def unclipped_on_mt10(script):
+    """The same of its runs without the value clip."""
+    return paths_of(f"mt10/no_clip_{script}__?", f"choices/no_clip_vloss__{script}__?")
 
 
 def measured():
@@ -162,15 +204,16 @@ def measured():
     # The summary of docs/results.md: the ladder on MT10, from vanilla to TOPPO
     ladder_mt10 = [f"{at(1_000_000, *runs):.1f}" for runs in rungs.values()]
     at_2m = {
-        name: f"{at(2_000_000, *[run for run in runs if 2_000_000 in success(run)]):.1f}"
+        name: f"{at(2_000_000, *evaluated(2_000_000, runs)):.1f}"
         for name, runs in rungs.items()
-        if any(2_000_000 in success(run) for run in runs)
+        if evaluated(2_000_000, runs)
     }
     phrases["results/paper/summary_note.md"] = [
-        "{}, {} (LN-c), {} (PopArt), {} (FairGrad), {} (both) and {} % (TOPPO)".format(
-            *ladder_mt10
+        "{}, {} (LN-c), {} (LN-c + PopArt), {} (LN-c + FairGrad), {} (LN-c + both) and {} % "
+        "(TOPPO)".format(*ladder_mt10),
+        "At 2 M vanilla has {}, LN-c + PopArt {}, LN-c + both {} and TOPPO {} %.".format(
+            *at_2m.values()
         ),
-        "At 2 M vanilla has {}, PopArt {}, both {} and TOPPO {} %.".format(*at_2m.values()),
     ]
     behind = float(at_2m["+ LN-c + PopArt + FairGrad"]) - float(at_2m["+ LN-c + PopArt"])
     below = [f"{at(1_000_000, run):.1f}" for run in rungs["+ LN-c + PopArt + FairGrad"]]
@@ -179,6 +222,27 @@ def measured():
         f"At 2 M PopArt without FairGrad is {behind:.1f} points from both",
         f"at 1 M TOPPO's three runs have {above[0]}, {above[1]} and {above[2]} %, and the "
         f"two of the rung below it {below[0]} and {below[1]} %.",
+    ]
+
+    # Figure 2: where PopArt narrows the spread of the critic's norms
+    of_popart = [run for run in paths_of("mt10/*__?") if "popart" in run or "toppo" in run]
+    narrows = {run: popart_narrows(run) for run in of_popart}
+    assert all(all(found[:10]) for found in narrows.values())
+    behind_fairgrad = [
+        narrows[run] for run in evaluated(2_000_000, [*toppo, *rungs["+ LN-c + PopArt + FairGrad"]])
+    ]
+    widens = [found.index(False) + 1 for found in behind_fairgrad]  # collects of 0.1 M steps
+    assert not any(any(found[first - 1 :]) for found, first in zip(behind_fairgrad, widens))
+    (without_fairgrad,) = [narrows[run] for run in evaluated(2_000_000, rungs["+ LN-c + PopArt"])]
+    assert all(without_fairgrad)
+    on_mt50 = popart_narrows("mt50/toppo_mt50__1")
+    numbers = {4: "four", 8: "eight", 9: "nine", 10: "ten"}
+    phrases["results/paper/figure_2_note.md"] = [
+        f"In each of the first ten collects of all {numbers[len(narrows)]} runs with it on MT10, "
+        f"and in {sum(on_mt50)} of {len(on_mt50)} on MT50,",
+        f"from {min(widens) / 10} to {max(widens) / 10} M steps on, in all "
+        f"{numbers[len(widens)]} runs on MT10 that got so far",
+        f"smaller at all {len(without_fairgrad)} collects",
     ]
 
     # Choices at 0.5 M steps: seed 1 of the first version, with the choice and without
@@ -203,7 +267,8 @@ def measured():
         at(half, "choices/no_clip_vloss__toppo_mt50__1") - at(half, unclipped),
     ]
     phrases["results/paper/summary_note.md"].append(
-        "On MT10 at 0.5 M steps the lead is {:.1f} points, and {:.1f} where neither".format(*leads)
+        "On MT10 at 0.5 M steps TOPPO's lead over vanilla is {:.1f} points, and {:.1f} where "
+        "neither has the clip".format(*leads)
     )
     of_toppo = [at(half, run) for run in toppo]
     phrases["results/choices/choices_note.md"] = [
@@ -226,21 +291,21 @@ def measured():
     phrases["README.md"].append(tour)
 
     # README's table: seeds of one rung side by side, and without the value clip
-    without_clip = {
-        "Vanilla MT-PPO": unclipped,
-        "+ LN-c + FairGrad": ln_fairgrad[1],
-        "TOPPO": "choices/no_clip_vloss__toppo_mt50__1",
-    }
     for name, runs in rungs.items():
-        cells = [seeds(half, runs)]
-        cells.append(f"({at(half, without_clip[name]):.1f})" if name in without_clip else "–")
+        cells = [seeds(half, runs), seeds(half, unclipped_on_mt10(LADDER[name]))]
         cells += [seeds(1_000_000, runs), seeds(2_000_000, runs)]
         cells += [seeds(1_000_000, runs, k=5), seeds(2_000_000, runs, k=5)]
         phrases["README.md"].append(f"| {' | '.join([name, *cells])} |")
 
     of_toppo = [at(1_000_000, run) for run in toppo]
     spread = max(of_toppo) - min(of_toppo)
-    phrases["README.md"].append(f"at 1 M steps TOPPO's runs are up to {spread:.1f} points apart")
+    phrases["README.md"].append(f"At 1 M steps TOPPO's runs are up to {spread:.1f} points apart")
+    lead = at(2_000_000, *evaluated(2_000_000, rungs["+ LN-c + PopArt"])) - at(2_000_000, *vanilla)
+    of_vanilla = [at(2_000_000, run) for run in vanilla]
+    assert round(lead, 1) == round(max(of_vanilla) - min(of_vanilla), 1)
+    phrases["README.md"].append(
+        f"lead by {lead:.1f} points (one run), as much as vanilla's two seeds are apart"
+    )
 
     # MT50: the paper's curves and ours
     papers = {
@@ -289,11 +354,10 @@ def measured():
         f"most {off:.1f} points from it.",
         f"TOPPO, with the clip, has {at(2_000_000, ours['toppo_mt50']):.1f} % there.",
     ]
-    for page in ("README.md", "results/paper/summary_note.md"):
-        phrases[page].append(
-            f"without the value clip vanilla has {reached} % at {at_steps}, and TOPPO, with it, "
-            f"{of_toppo} %"
-        )
+    phrases["results/paper/summary_note.md"].append(
+        f"without the value clip vanilla has {reached} % at {at_steps}, and TOPPO, with it, "
+        f"{of_toppo} %"
+    )
     above = [
         at(s, control) - papers["vanilla_mtppo"][s] for s in steps if s in papers["vanilla_mtppo"]
     ]
