@@ -235,6 +235,8 @@ def _newton(
         if squared <= squared_tol or (squared >= best and change <= SMALL_STEP):
             residual = float(np.abs(error).max())
             return x, residual, iteration, residual <= max(tol, ACCEPTED)
+        if iteration == max_iterations:
+            break
 
         halved = squared <= 0.25 * best
         best = min(best, squared)

@@ -371,6 +371,20 @@ def test_scipy_takes_over_where_newton_stops(alpha, caplog):
     np.testing.assert_allclose(result.weights, solve_fairgrad(gram, alpha).weights, rtol=1e-9)
 
 
+@pytest.mark.parametrize("max_iterations", [0, 1, 3])
+def test_no_more_newton_steps_than_asked_for(max_iterations, monkeypatch):
+    steps = []
+    dposv = fairgrad_solver.dposv
+    monkeypatch.setattr(
+        fairgrad_solver, "dposv", lambda *a, **b: (steps.append(1), dposv(*a, **b))[1]
+    )
+    rng = np.random.default_rng(10)
+    rows = rng.standard_normal((10, 12)) * np.logspace(0, 3, 10)[:, None]
+    result = solve_fairgrad(rows @ rows.T, max_iterations=max_iterations)
+    assert len(steps) == result.iterations == max_iterations
+    assert result.used_scipy_fallback
+
+
 @pytest.mark.parametrize("error", [np.linalg.LinAlgError("no SVD"), ValueError("not finite")])
 def test_an_exception_in_scipy_is_a_fallback(error, monkeypatch):
     # Opposed gradients can leave Newton at an x whose Jacobian LAPACK's SVD gives up on: three of
