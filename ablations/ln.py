@@ -87,7 +87,7 @@ class Args:
     hidden_sizes: tuple[int, ...] = (400, 400, 400)
     """units in each hidden layer of actor and critic (Table B.1)"""
 
-    # The flags from here on do not change what is learned: a continued run may change them
+    # The flags from here on do not change the algorithm: a continued run may change them
     total_timesteps: int | None = None
     """budget in environment steps, in whole collects; None: 2 M per task (Section 5.1)"""
     eval_interval: int | None = None

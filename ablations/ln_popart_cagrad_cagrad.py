@@ -91,7 +91,7 @@ class Args:
     cagrad_c: float = 0.5
     """CAGrad's radius, as a share of the mean gradient's norm (C.3 gives none; our choice)"""
 
-    # The flags from here on do not change what is learned: a continued run may change them
+    # The flags from here on do not change the algorithm: a continued run may change them
     total_timesteps: int | None = None
     """budget in environment steps, in whole collects; None: 2 M per task (Section 5.1)"""
     eval_interval: int | None = None

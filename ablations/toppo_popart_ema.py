@@ -92,7 +92,7 @@ class Args:
     popart_beta: float = 0.1
     """rate of PopArt's moving averages per collect (B.5 gives none; our choice)"""
 
-    # The flags from here on do not change what is learned: a continued run may change them
+    # The flags from here on do not change the algorithm: a continued run may change them
     total_timesteps: int | None = None
     """budget in environment steps, in whole collects; None: 2 M per task (Section 5.1)"""
     eval_interval: int | None = None
