@@ -462,7 +462,7 @@ Curves are means over seeds. From three seeds on there is a band of one sample s
 thin lines beside their mean."""
 SIGMA = """\
 σ is PopArt's: the std of the critic's targets, which are discounted returns (GAE's λ-returns). It
-is not that of an episode's plain sum of rewards, `mean_return` in evals.csv."""
+is not that of the sum of rewards up to the first success, `mean_return` in evals.csv."""
 
 
 # What a run logs and dumps.
