@@ -236,7 +236,7 @@ def measured():
     (without_fairgrad,) = [narrows[run] for run in evaluated(2_000_000, rungs["+ LN-c + PopArt"])]
     assert all(without_fairgrad)
     on_mt50 = popart_narrows("mt50/toppo_mt50__1")
-    numbers = {4: "four", 8: "eight", 9: "nine", 10: "ten"}
+    numbers = {4: "four", 9: "nine"}
     phrases["results/paper/figure_2_note.md"] = [
         f"In each of the first ten collects of all {numbers[len(narrows)]} runs with it on MT10, "
         f"and in {sum(on_mt50)} of {len(on_mt50)} on MT50,",
