@@ -42,7 +42,7 @@ class Args:
     tasks: tuple[str, ...] = ()
     """Meta-World task names, such as reach-v3 door-open-v3, in place of the benchmarks"""
     reward_versions: tuple[Literal["v1", "v2"], ...] = ()
-    """Meta-World's reward functions; none: the paper's, which are v2, and on MT50 v1 as well"""
+    """Meta-World's rewards; none: the paper's, v2, and on MT50 v1 as well, which EnvPool has not"""
     out: Path = Path("runs/sweep")
     """folder of the run directories; on SLURM one that all nodes see"""
     dry_run: bool = False
@@ -70,7 +70,8 @@ def grid(args, flags, cores):
         task_sets = {f"MT{len(args.tasks)}": ["--tasks", *args.tasks]}
     runs = {}
     for seed, task_set, script in product(args.seeds, task_sets, args.scripts):
-        paper_rewards = ("v2", "v1") if task_set == "MT50" else ("v2",)
+        both = task_set == "MT50" and "envpool" not in script
+        paper_rewards = ("v2", "v1") if both else ("v2",)
         for reward in args.reward_versions or paper_rewards:
             run_dir = args.out / f"{task_set}__{reward}__{script}__seed{seed:02}"
             command = [sys.executable, os.path.relpath(SCRIPTS[script]), "--run-dir", str(run_dir)]

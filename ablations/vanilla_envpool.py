@@ -135,7 +135,6 @@ class Args:
         expect(max(self.gamma, self.gae_lambda) <= 1, "gamma, gae_lambda: expected 0 to 1")
         expect(min(self.hidden_sizes, default=0) > 0, "hidden_sizes: expected positive widths")
         expect(0 < self.eval_episodes <= NUM_GOALS, "eval_episodes: expected 1 to 50")
-        expect(not self.track or find_spec("wandb"), "track: pip install wandb first")
         expect(find_spec("envpool"), "EnvPool: pip install -r requirements-envpool.txt first")
 
         self.collect_steps = len(self.tasks) * self.num_steps
@@ -714,6 +713,8 @@ def parse_args():
 
 def open_run(args, first_step):
     """Claims the run directory, writes args.json and starts TensorBoard there."""
+    if args.track and not find_spec("wandb"):
+        fail("--track: pip install wandb first, or go on with --no-track")
     run_dir = Path(args.run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -735,7 +736,8 @@ def open_run(args, first_step):
     if args.track:
         import wandb
 
-        wandb.init(name=run_dir.name, config=flags, dir=run_dir, sync_tensorboard=True)
+        name = run_dir.name
+        wandb.init(name=name, dir=run_dir, config=flags, resume="auto", sync_tensorboard=True)
     return SummaryWriter(run_dir, purge_step=first_step)
 
 

@@ -229,7 +229,10 @@ def test_args_json_holds_flags_commit_edits_and_packages(folder, tmp_path, monke
 
 
 def test_track_mirrors_to_weights_and_biases(tmp_path, monkeypatch):
-    """wandb is imported with --track only, and asked to follow TensorBoard. Notes what is said."""
+    """wandb is imported with --track only, and asked to follow TensorBoard. Notes what is said.
+
+    A run that was killed or stopped goes on as the same one: "auto" is by a file in its directory.
+    """
     said = {}
     stand_in = SimpleNamespace(init=said.update)
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
@@ -239,7 +242,8 @@ def test_track_mirrors_to_weights_and_biases(tmp_path, monkeypatch):
         open_run(module, tmp_path / path, monkeypatch)
         assert not said
         written = open_run(module, tmp_path / path / "tracked", monkeypatch, track=True)
-        assert (said["name"], said["sync_tensorboard"]) == ("run", True)
+        assert (said["name"], said["sync_tensorboard"], said["resume"]) == ("run", True, "auto")
+        assert said["dir"] == tmp_path / path / "tracked" / "run"
         assert said["config"] | {"tasks": TASKS, "hidden_sizes": [400, 400, 400]} == written
         said.clear()
 

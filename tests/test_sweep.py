@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -129,6 +130,17 @@ def test_dry_run_of_ones_own_grid(tmp_path, monkeypatch, call):
     assert len(lines) == 8 and all("/MT2__v" in line for line in lines)
     assert all(" --tasks reach-v3 push-v3 " in line for line in lines)
     assert "benchmark" not in " ".join(lines)
+
+    # EnvPool has v2 rewards only
+    lines = call("--dry-run", "--scripts", "toppo_envpool", "toppo_mt50", "--seeds", 1)
+    rewards = re.findall(r"(\w+)\.py .* --benchmark (\w+) --reward-version (\w+)", "\n".join(lines))
+    assert sorted(rewards) == [
+        ("toppo_envpool", "MT10", "v2"),
+        ("toppo_envpool", "MT50", "v2"),
+        ("toppo_mt50", "MT10", "v2"),
+        ("toppo_mt50", "MT50", "v1"),
+        ("toppo_mt50", "MT50", "v2"),
+    ]
 
 
 @pytest.mark.parametrize(
