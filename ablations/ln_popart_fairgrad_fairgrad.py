@@ -422,8 +422,8 @@ def update_minibatch(agent, optimizer, mb, rng, args):
     metrics |= gradient_metrics("actor", actor_gram, actor_weights)
     metrics |= gradient_metrics("critic", critic_gram, critic_weights)
     metrics |= fairgrad_metrics(fairgrad, critic_gram)
-    metrics["fairgrad/actor_used_scipy_fallback"] = actor_fairgrad.used_scipy_fallback
-    metrics["fairgrad/actor_solver_fallback"] = actor_fairgrad.solver_fallback
+    of_actor = fairgrad_metrics(actor_fairgrad, actor_gram)
+    metrics |= {f"actor_{tag}": x for tag, x in of_actor.items()}
     return metrics
 
 

@@ -64,7 +64,8 @@ def expected_tags(path):
         solver = "kkt_residual newton_iterations used_scipy_fallback solver_fallback"
         tags |= {f"fairgrad/{name}" for name in solver.split()}
     if "fairgrad_fairgrad" in path:
-        tags |= {"fairgrad/actor_used_scipy_fallback", "fairgrad/actor_solver_fallback"}
+        per_task += ["actor_fairgrad_weight", "actor_fairgrad_contribution"]
+        tags |= {f"actor_fairgrad/{name}" for name in solver.split()}
     return tags | {f"{tag}/{name}" for tag in per_task for name in ("mean", *TASKS)}
 
 
