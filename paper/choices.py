@@ -3,16 +3,18 @@
     python paper/choices.py runs/ --choices runs/choices
 
 RUNS are runs with the defaults, of the scripts that a choice is measured on. Those with another
-choice are in the folder of --choices, named CHOICE__SCRIPT__SEED. Compares them at equal steps and
-writes choices.png and the page index.md there (--page). A text in choices_note.md in that folder,
-written by hand, goes into the page if it is of these runs: its first line is <!-- runs: HASH -->,
-and --show-hashes prints the hash.
+choice are in the folder of --choices, named CHOICE__SCRIPT__SEED. Compares them at equal steps, the
+last one that all have and the last one that a run of each choice has, and writes choices.png and
+the page index.md there (--page). A text in choices_note.md in that folder, written by hand, goes
+into the page if it is of these runs: its first line is <!-- runs: HASH -->, and --show-hashes
+prints the hash.
 """
 
 import os
 import shlex
 import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,12 +57,13 @@ CHOICES = {
 INTRODUCTION = """\
 Each choice that the paper leaves open and that could matter,
 against the default, with V2 rewards, on MT10 if not on the tasks named, at a small part of the
-paper's steps. That the value clip is on is the paper's; it was switched off to find out what
-PopArt's part is. Success in percent, mean over the seeds and, in brackets, each seed's; training
-success is with exploration noise. Explained variance is in percent, too, and of the critic's
-targets, which are discounted returns. A star marks the seeds of the scripts' first version, whose
-random numbers are others. In the figure, a line is a seed's training success, a dot is an
-evaluation."""
+paper's steps: the last at which all runs were evaluated and, where it is later, the last at which
+each choice has a run. That the value clip is on is the paper's; it was switched off to find out
+what PopArt's part is. Success in percent, mean over the seeds and, in brackets, each seed's;
+training success is with exploration noise. Explained variance is in percent, too, and of the
+critic's targets, which are discounted returns. A star marks the seeds of the scripts' first
+version, whose random numbers are others. In the figure, a line is a seed's training success, a dot
+is an evaluation."""
 TAIL = r.tail_size(10)
 MEASURES = ["success", f"worst {TAIL} tasks", "training success", "explained variance"]
 
@@ -99,6 +102,14 @@ def members(folder: Path, defaults: list[r.Run], choice: Choice) -> dict[str, li
     return {label: runs for label, runs in found.items() if runs}
 
 
+def steps_compared(found: dict[str, list[r.Run]]) -> list[int]:
+    """The last step at which all runs were evaluated, and the last at which each choice has one."""
+    steps = {label: [set(run.steps.tolist()) for run in runs] for label, runs in found.items()}
+    of_all = set.intersection(*(of_run for of_runs in steps.values() for of_run in of_runs))
+    of_each = set.intersection(*(set.union(*of_runs) for of_runs in steps.values()))
+    return sorted({max(of_all), max(of_each)})
+
+
 def scores(run: r.Run, step: int) -> list[float]:
     """MEASURES in percent: the first two evaluated at step, the others of training up to there."""
     rates = run.success[list(run.steps).index(step)]
@@ -135,13 +146,13 @@ def compare(made: dict[str, dict[str, list[r.Run]]]) -> tuple[r.Figure, list[lis
     figure, axes = r.tiles(len(made), columns=4, width=3.2, height=3.1)
     rows: list[list[str]] = []
     for axis, (title, found) in zip(axes, made.items()):
-        every = [run for runs in found.values() for run in runs]
-        step = max(set.intersection(*(set(run.steps.tolist()) for run in every)))
-        draw(axis, found, step)
+        steps = steps_compared(found)
+        draw(axis, found, steps[-1])
         axis.set_title(title)
-        for label, runs in found.items():
-            seeds = ", ".join(f"{run.seed}{'*' * r.is_first_version(run)}" for run in runs)
-            table = np.array([scores(run, step) for run in runs])  # [n, 4]
+        for step, (label, runs) in product(steps, found.items()):
+            there = [run for run in runs if step in run.steps]
+            seeds = ", ".join(f"{run.seed}{'*' * r.is_first_version(run)}" for run in there)
+            table = np.array([scores(run, step) for run in there])  # [n, 4]
             rows.append([title, label, seeds, r.millions(step), *map(cell, table.T)])
             title = ""  # in the first of its rows only
     top = max(line.get_ydata().max() for axis in axes for line in axis.lines)

@@ -959,6 +959,23 @@ def test_choices(tmp_path):
     assert "|  | off | 3 | 0.5 M | 75.0 | 75.0 | 50.0 | 25.0 |" in lines
     assert cells(lines, "log-std start, TOPPO") == [default, *scores]
 
+    # One that got further is compared there with those that did, too
+    success = {500_000: 0.5, 1_000_000: 0.875}
+    choice_run(base / "off too", "toppo_mt50", 4, success, {500_000: 0.5}, 0.25, **off)
+    assert run("choices.py", base, "--choices", choices, "--page", page).returncode == 0
+    lines = page.read_text().splitlines()
+    (first,) = [n for n, line in enumerate(lines) if line.startswith("| value clip, TOPPO |")]
+    expected = [
+        "| value clip, TOPPO | on (default) | 1, 2* | 0.5 M | 57.5 (55.0, 60.0) |",
+        "|  | off | 3, 4 | 0.5 M | 62.5 (75.0, 50.0) |",
+        "|  | on (default) | 1, 2* | 1 M | 100.0 (100.0, 100.0) |",
+        "|  | off | 4 | 1 M | 87.5 |",
+    ]
+    for line, begin in zip(lines[first:], expected):
+        assert line.startswith(begin), line
+    assert lines[first + 4].startswith("| value clip, vanilla |")
+    assert cells(lines, "log-std start, TOPPO") == [default, *scores]
+
     # Of other runs, and with the page where the runs are
     path = choices / "pcgrad_sum__toppo_mt50__1"
     choice_run(path, "toppo_mt50", 1, {500_000: 0.5}, {500_000: 0.5}, 0.25)
