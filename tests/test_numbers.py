@@ -15,6 +15,8 @@ import re
 import sys
 import tomllib
 from collections import defaultdict
+from functools import cache
+from itertools import product
 
 import pytest
 from scripts import ROOT
@@ -48,6 +50,7 @@ LADDER = {
     "+ LN-c + PopArt + FairGrad": "ln_popart_fairgrad",
     "TOPPO": "toppo_mt50",
 }
+WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 NUMBER = r"(?<![\w.])\d(?:[\d,.]*\d)?(?:e[+-]?\d+)?"
 
 
@@ -116,6 +119,11 @@ def is_earlier(run):
     return "commit" not in json.loads((RESULTS / run / "args.json").read_text())
 
 
+def of_each(step, rungs):
+    """{name: success of each of its runs that was evaluated at a step}"""
+    return {name: [at(step, run) for run in evaluated(step, runs)] for name, runs in rungs.items()}
+
+
 def seeds(step, runs, k=None):
     """The same of each run that was evaluated there, those of the first version in brackets."""
     runs = evaluated(step, runs)
@@ -124,13 +132,19 @@ def seeds(step, runs, k=None):
     return " ".join(x for x in (now, f"({earlier})" if earlier else "") if x) or "–"
 
 
-def last(run, tag, step):
-    """What a run in results/ has logged last up to a step, from its scalars.csv."""
+@cache
+def logged(run):
+    """{tag: {step: value}} of a run in results/, from its scalars.csv."""
+    found = defaultdict(dict)
     with open(RESULTS / run / "scalars.csv") as file:
-        rows = [row for row in csv.DictReader(file) if row["tag"] == tag]
-    return max((int(row["step"]), float(row["value"])) for row in rows if int(row["step"]) <= step)[
-        1
-    ]
+        for row in csv.DictReader(file):
+            found[row["tag"]][int(row["step"])] = float(row["value"])
+    return found
+
+
+def last(run, tag, step):
+    """What it has logged last up to a step."""
+    return max((at, value) for at, value in logged(run)[tag].items() if at <= step)[1]
 
 
 def explained(run, step):
@@ -142,18 +156,34 @@ def popart_narrows(run):
     smallest) against that of the same norms times sigma^2, those of the raw loss."""
     norms = defaultdict(dict)
     sigmas = defaultdict(dict)
-    with open(RESULTS / run / "scalars.csv") as file:
-        for row in csv.DictReader(file):
-            tag, _, task = row["tag"].partition("/")
-            found = {"critic_gradient_norm": norms, "popart_sigma": sigmas}.get(tag)
-            if found is not None and task != "mean":
-                found[int(row["step"])][task] = float(row["value"])
+    for name, series in logged(run).items():
+        tag, _, task = name.partition("/")
+        found = {"critic_gradient_norm": norms, "popart_sigma": sigmas}.get(tag)
+        if found is not None and task != "mean":
+            for step, value in series.items():
+                found[step][task] = value
     narrower = []
     for step in sorted(norms):
         of_popart = norms[step].values()
         raw = [norm * sigmas[step][task] ** 2 for task, norm in norms[step].items()]
         narrower.append(max(of_popart) / min(of_popart) < max(raw) / min(raw))
     return narrower
+
+
+def collects_higher(tag, those, others):
+    """Of each pair of runs, at how many of the first ten collects (1 M steps of MT10) tag is higher
+    in the first than in the second."""
+    counts = []
+    for run, other in product(those, others):
+        one, two = logged(run)[tag], logged(other)[tag]
+        counts.append(sum(one[step] > two[step] for step in range(100_000, 1_100_000, 100_000)))
+    return counts
+
+
+def between(numbers):
+    """The smallest and the largest, or the number where they are all the same, in words."""
+    low, high = WORDS[min(numbers)], WORDS[max(numbers)]
+    return low if low == high else f"{low} to {high}"
 
 
 def bench(page, section, row):
@@ -202,20 +232,35 @@ def measured():
     ]
 
     # The summary of docs/results.md: the ladder on MT10, from vanilla to TOPPO
-    ladder_mt10 = [f"{at(1_000_000, *runs):.1f}" for runs in rungs.values()]
-    at_2m = {
-        name: f"{at(2_000_000, *evaluated(2_000_000, runs)):.1f}"
-        for name, runs in rungs.items()
-        if evaluated(2_000_000, runs)
+    means = {
+        step: {
+            name: at(step, *evaluated(step, runs))
+            for name, runs in rungs.items()
+            if evaluated(step, runs)
+        }
+        for step in (1_000_000, 2_000_000)
     }
+    ladder = "{:.1f}, {:.1f} (LN-c), {:.1f} (LN-c + PopArt), {:.1f} (LN-c + FairGrad), {:.1f} "
+    ladder += "(LN-c + both) and {:.1f} % (TOPPO)"
     phrases["results/paper/summary_note.md"] = [
-        "{}, {} (LN-c), {} (LN-c + PopArt), {} (LN-c + FairGrad), {} (LN-c + both) and {} % "
-        "(TOPPO)".format(*ladder_mt10),
-        "At 2 M vanilla has {}, LN-c + PopArt {}, LN-c + both {} and TOPPO {} %.".format(
-            *at_2m.values()
-        ),
+        f"at 1 M steps {ladder.format(*means[1_000_000].values())}",
+        f"at 2 M {ladder.format(*means[2_000_000].values())}",
     ]
-    behind = float(at_2m["+ LN-c + PopArt + FairGrad"]) - float(at_2m["+ LN-c + PopArt"])
+    apart = [max(found) - min(found) for found in of_each(1_000_000, rungs).values()]
+    phrases["results/paper/summary_note.md"].append(
+        f"The runs of one rung are up to {max(apart):.1f} points apart at 1 M."
+    )
+    for of_step in means.values():
+        assert min(of_step, key=of_step.get) == "+ LN-c + FairGrad"
+    of_ln = of_each(1_000_000, rungs)["+ LN-c"]
+    of_vanilla = of_each(1_000_000, rungs)["Vanilla MT-PPO"]
+    assert of_ln[0] > max(of_vanilla) and of_ln[1] < min(of_vanilla)
+    phrases["results/paper/table_2_note.md"].append(
+        f"LN-c's two have {of_ln[0]:.1f} and {of_ln[1]:.1f} % at 1 M, the first above vanilla's "
+        "three and the second below"
+    )
+    at_2m = means[2_000_000]
+    behind = at_2m["+ LN-c + PopArt + FairGrad"] - at_2m["+ LN-c + PopArt"]
     below = [f"{at(1_000_000, run):.1f}" for run in rungs["+ LN-c + PopArt + FairGrad"]]
     above = [f"{at(1_000_000, run):.1f}" for run in toppo]
     phrases["results/paper/table_2_note.md"] += [
@@ -236,17 +281,36 @@ def measured():
     (without_fairgrad,) = [narrows[run] for run in evaluated(2_000_000, rungs["+ LN-c + PopArt"])]
     assert all(without_fairgrad)
     on_mt50 = popart_narrows("mt50/toppo_mt50__1")
-    numbers = {4: "four", 9: "nine"}
     phrases["results/paper/figure_2_note.md"] = [
-        f"In each of the first ten collects of all {numbers[len(narrows)]} runs with it on MT10, "
+        f"In each of the first ten collects of all {WORDS[len(narrows)]} runs with it on MT10, "
         f"and in {sum(on_mt50)} of {len(on_mt50)} on MT50,",
         f"from {min(widens) / 10} to {max(widens) / 10} M steps on, in all "
-        f"{numbers[len(widens)]} runs on MT10 that got so far",
+        f"{WORDS[len(widens)]} runs on MT10 that got so far",
         f"smaller at all {len(without_fairgrad)} collects",
     ]
 
+    # Figure D.3: what LN-c and FairGrad do to the cosine and to the top-1 share
+    cosine, share = "gradients/critic_mean_cosine", "gradients/critic_top1_share"
+    ln, fairgrad = rungs["+ LN-c"], rungs["+ LN-c + FairGrad"]
+    popart, both = rungs["+ LN-c + PopArt"], rungs["+ LN-c + PopArt + FairGrad"]
+    without_ln = runs_on_mt10("popart")
+    assert not any(collects_higher(cosine, ln, vanilla))
+    assert set(collects_higher(cosine, popart, without_ln)) == {10}
+    assert not any(collects_higher(share, fairgrad, ln) + collects_higher(share, both, popart))
+    shares = [*collects_higher(share, ln, vanilla)], [*collects_higher(share, popart, without_ln)]
+    cosines = [10 - n for n in collects_higher(cosine, fairgrad, ln)]
+    cosines_popart = [10 - n for n in collects_higher(cosine, both, popart)]
+    phrases["results/paper/figure_d3_note.md"] = [
+        f"without PopArt at {between(shares[0])} of the ten, in {WORDS[len(shares[0])]} pairs, and "
+        f"with it at {between(shares[1])}, in {WORDS[len(shares[1])]}",
+        f"without PopArt in all {WORDS[len(ln) * len(vanilla)]} pairs, at all ten collects",
+        f"at {between(cosines)} of the ten collects without PopArt and at "
+        f"{between(cosines_popart)} with it",
+    ]
+
     # Choices at 0.5 M steps: seed 1 of the first version, with the choice and without
-    half = 500_000
+    half, one = 500_000, 1_000_000
+    unclipped_ln, unclipped_popart = "mt10/no_clip_ln__1", "mt10/no_clip_ln_popart__1"
     toppo_1 = "mt10/earlier__toppo_mt50__1"
     clipped, unclipped = "mt10/earlier__vanilla_mtppo__1", "choices/no_clip_vloss__vanilla_mtppo__1"
     ln_fairgrad = "mt10/earlier__ln_fairgrad__1", "choices/no_clip_vloss__ln_fairgrad__1"
@@ -259,9 +323,25 @@ def measured():
         f"{at(half, epsilon[1]):.1f} % with 1e-8, and explains "
         f"{explained(epsilon[0], half):.0f} % of the variance against "
         f"{explained(epsilon[1], half):.0f} %",
-        f"vanilla has {at(half, unclipped):.1f} % instead of {at(half, clipped):.1f} %, and LN-c + "
-        f"FairGrad {at(half, ln_fairgrad[1]):.1f} % instead of {at(half, ln_fairgrad[0]):.1f} %",
+        f"vanilla has {at(half, unclipped):.1f} % instead of {at(half, clipped):.1f} %, LN-c "
+        f"{at(half, unclipped_ln):.1f} % instead of {at(half, *ln):.1f} %, and LN-c + FairGrad "
+        f"{at(half, ln_fairgrad[1]):.1f} % instead of {at(half, ln_fairgrad[0]):.1f} %",
+        f"at 1 M steps it has {at(one, unclipped_popart):.1f} % without the clip, and "
+        f"{' and '.join(f'{at(one, run):.1f}' for run in popart)} % with it.",
+        f"LN-c has {at(one, unclipped_ln):.1f} % there without it",
     ]
+    assert at(half, unclipped_ln) >= at(half, ln_fairgrad[1])
+    assert at(one, unclipped_ln) > max(at(one, run) for run in [*ln, *vanilla, unclipped_popart])
+    assert abs(at(one, unclipped_ln) - at(one, *toppo)) < 2
+    phrases["README.md"].append(f"LN-c alone has {at(one, unclipped_ln):.1f} % at 1 M steps")
+    unclipped_toppo = "mt10/no_clip_toppo_mt50__1"
+    phrases["results/paper/summary_note.md"].append(
+        f"On MT10 at 1 M steps LN-c without the clip has {at(one, unclipped_ln):.1f} % (one run), "
+        "about what TOPPO has with it. Without it LN-c + PopArt has "
+        f"{at(one, unclipped_popart):.1f} % and TOPPO {at(one, unclipped_toppo):.1f} % "
+        "(one run each)."
+    )
+    ln_without = f"and {at(one, unclipped_ln):.1f} % at 1 M, more than any run of LN-c + PopArt"
     leads = [
         at(half, toppo_1) - at(half, clipped),
         at(half, "choices/no_clip_vloss__toppo_mt50__1") - at(half, unclipped),
@@ -273,6 +353,7 @@ def measured():
     of_toppo = [at(half, run) for run in toppo]
     phrases["results/choices/choices_note.md"] = [
         f"At 0.5 M steps TOPPO's runs are up to {max(of_toppo) - min(of_toppo):.1f} points apart",
+        ln_without,
         "it stops {:.0f} % of the samples in the first collect and {:.0f} % in the fifth".format(
             *[100 * last(toppo_1, "losses/value_clip_fraction", step) for step in (100_000, half)]
         ),
@@ -292,19 +373,21 @@ def measured():
 
     # README's table: seeds of one rung side by side, and without the value clip
     for name, runs in rungs.items():
-        cells = [seeds(half, runs), seeds(half, unclipped_on_mt10(LADDER[name]))]
-        cells += [seeds(1_000_000, runs), seeds(2_000_000, runs)]
+        cells = [seeds(1_000_000, runs), seeds(1_000_000, unclipped_on_mt10(LADDER[name]))]
+        cells += [seeds(2_000_000, runs)]
         cells += [seeds(1_000_000, runs, k=5), seeds(2_000_000, runs, k=5)]
         phrases["README.md"].append(f"| {' | '.join([name, *cells])} |")
 
     of_toppo = [at(1_000_000, run) for run in toppo]
     spread = max(of_toppo) - min(of_toppo)
     phrases["README.md"].append(f"At 1 M steps TOPPO's runs are up to {spread:.1f} points apart")
-    lead = at(2_000_000, *evaluated(2_000_000, rungs["+ LN-c + PopArt"])) - at(2_000_000, *vanilla)
+    lead = at_2m["+ LN-c + PopArt"] - at_2m["Vanilla MT-PPO"]
     of_vanilla = [at(2_000_000, run) for run in vanilla]
-    assert round(lead, 1) == round(max(of_vanilla) - min(of_vanilla), 1)
+    spread = max(of_vanilla) - min(of_vanilla)
+    assert lead < spread
     phrases["README.md"].append(
-        f"lead by {lead:.1f} points (one run), as much as vanilla's two seeds are apart"
+        f"lead by {lead:.1f} points (one run), and vanilla's {WORDS[len(vanilla)]} seeds are up to "
+        f"{spread:.1f} apart"
     )
 
     # MT50: the paper's curves and ours
