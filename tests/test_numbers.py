@@ -316,7 +316,9 @@ def measured():
     toppo_1 = "mt10/earlier__toppo_mt50__1"
     clipped, unclipped = "mt10/earlier__vanilla_mtppo__1", "choices/no_clip_vloss__vanilla_mtppo__1"
     ln_fairgrad = "mt10/earlier__ln_fairgrad__1", "choices/no_clip_vloss__ln_fairgrad__1"
-    epsilon = "mt10/earlier__ln_popart__1", "choices/adam_eps_1e-8__ln_popart__1"
+    unclipped_fairgrad = "mt10/no_clip_ln_fairgrad__1"
+    epsilon = "mt10/earlier__ln_popart__1", "choices/adam_eps_1e-8__ln_popart__1_earlier"
+    new_epsilon = "mt10/ln_popart__1", "choices/adam_eps_1e-8__ln_popart__1"
     phrases["results/paper/table_2_note.md"].append(
         f"vanilla has {at(one, unclipped_vanilla):.1f} and TOPPO {at(one, unclipped_toppo):.1f} % "
         "at 1 M (one run each)"
@@ -331,18 +333,38 @@ def measured():
         f"{at(half, ln_fairgrad[1]):.1f} % instead of {at(half, ln_fairgrad[0]):.1f} %",
         f"at 1 M steps it has {at(one, unclipped_popart):.1f} % without the clip, and "
         f"{' and '.join(f'{at(one, run):.1f}' for run in popart)} % with it.",
-        f"LN-c has {at(one, unclipped_ln):.1f} % there without it",
+        f"Without it LN-c has {at(one, unclipped_ln):.1f} % there, and LN-c + FairGrad "
+        f"{at(one, unclipped_fairgrad):.1f} %",
+        "Another pair of runs agrees "
+        f"({at(half, new_epsilon[0]):.1f} and {at(half, new_epsilon[1]):.1f} %), and at 1 M the "
+        f"one run with 1e-8 that got there has {at(one, new_epsilon[1]):.1f} %, where the two with "
+        f"1e-5 have {' and '.join(f'{at(one, run):.1f}' for run in popart)} %.",
     ]
+    freed = [at(one, run) for run in (unclipped_ln, unclipped_fairgrad, new_epsilon[1])]
+    apart = max(abs(x - at(one, *toppo)) for x in freed)
+    phrases["results/paper/table_d1_note.md"].append(
+        "have at 1 M steps what TOPPO has with the clip and 1e-5 "
+        f"({at(one, *toppo):.1f} %, the mean of three runs), to {apart:.1f} points"
+    )
     assert at(half, unclipped_ln) >= at(half, ln_fairgrad[1])
     assert at(one, unclipped_ln) > max(at(one, run) for run in [*ln, *vanilla, unclipped_popart])
     assert abs(at(one, unclipped_ln) - at(one, *toppo)) < 2
-    phrases["README.md"].append(f"LN-c alone has {at(one, unclipped_ln):.1f} % at 1 M steps")
-    phrases["results/paper/summary_note.md"].append(
-        f"On MT10 at 1 M steps LN-c without the clip has {at(one, unclipped_ln):.1f} % (one run), "
-        "about what TOPPO has with it. Without it LN-c + PopArt has "
-        f"{at(one, unclipped_popart):.1f} % and TOPPO {at(one, unclipped_toppo):.1f} % "
-        "(one run each)."
+    phrases["README.md"].append(
+        "LN-c alone has {:.1f} % at 1 M steps and LN-c + FairGrad {:.1f} %, and LN-c + PopArt has "
+        "{:.1f} % with the clip and ε = 1e-8 (one run each). That is about what TOPPO has there "
+        "with the clip and ε = 1e-5: {:.1f} %".format(*freed, at(one, *toppo))
     )
+    phrases["results/paper/summary_note.md"].append(
+        f"On MT10 at 1 M steps LN-c without the clip has {freed[0]:.1f} % and LN-c + FairGrad "
+        f"{freed[1]:.1f} % (one run each), about what TOPPO has with it. Without it LN-c + PopArt "
+        f"has {at(one, unclipped_popart):.1f} % and TOPPO {at(one, unclipped_toppo):.1f} % (one "
+        f"run each). But with the clip and Adam's ε = 1e-8 LN-c + PopArt, too, has {freed[2]:.1f} %"
+    )
+    adds = freed[1] - freed[0]
+    phrases["results/paper/table_2_note.md"].append(f"FairGrad then adds {adds:.1f} to it")
+    fairgrad_half = [f"{at(half, run):.1f}" for run in (unclipped_fairgrad, ln_fairgrad[1])]
+    with_clip = {f"{at(half, run):.1f}" for run in fairgrad}
+    fairgrad_one = [f"{at(one, run):.1f}" for run in (unclipped_fairgrad, *fairgrad)]
     ln_without = f"and {at(one, unclipped_ln):.1f} % at 1 M, more than any run of LN-c + PopArt"
     phrases["results/paper/table_2_note.md"].append(
         f"LN-c has {at(one, unclipped_ln) - at(one, unclipped_vanilla):.1f} points more than "
@@ -363,6 +385,11 @@ def measured():
     phrases["results/choices/choices_note.md"] = [
         f"At 0.5 M steps TOPPO's runs are up to {max(of_toppo) - min(of_toppo):.1f} points apart",
         ln_without,
+        f"Without it {' and '.join(fairgrad_half)} % at 0.5 M steps, with it {', '.join(with_clip)}"
+        f" % in both seeds, and at 1 M {fairgrad_one[0]} % instead of "
+        f"{' and '.join(fairgrad_one[1:])} %.",
+        f"at 1 M {freed[2]:.1f} % (one run), where those with 1e-5 have "
+        f"{' and '.join(f'{at(one, run):.1f}' for run in popart)} %",
         "it stops {:.0f} % of the samples in the first collect and {:.0f} % in the fifth".format(
             *[100 * last(toppo_1, "losses/value_clip_fraction", step) for step in (100_000, half)]
         ),

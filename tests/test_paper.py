@@ -733,7 +733,7 @@ def test_a_note_is_shown_with_its_own_runs_only(runs, tmp_path, capsys):
     assert len(r.read_note(note, both.values(), "python X")) == 1
 
 
-@pytest.mark.parametrize("name, count", [("mt10", 19), ("mt50", 5), ("choices", 11)])
+@pytest.mark.parametrize("name, count", [("mt10", 20), ("mt50", 5), ("choices", 12)])
 def test_committed_runs_are_read(name, count):
     """Some on MT10 are of the scripts' first version."""
     paths = r.run_directories([ROOT / "results" / name])
