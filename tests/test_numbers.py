@@ -260,11 +260,12 @@ def measured():
         "three and the second below"
     )
     at_2m = means[2_000_000]
+    assert at(2_000_000, "mt10/vanilla_mtppo__1") < at_2m["+ LN-c + FairGrad"]
     behind = at_2m["+ LN-c + PopArt + FairGrad"] - at_2m["+ LN-c + PopArt"]
     below = [f"{at(1_000_000, run):.1f}" for run in rungs["+ LN-c + PopArt + FairGrad"]]
     above = [f"{at(1_000_000, run):.1f}" for run in toppo]
     phrases["results/paper/table_2_note.md"] += [
-        f"At 2 M PopArt without FairGrad is {behind:.1f} points from both",
+        f"LN-c + PopArt has {behind:.1f} points less than LN-c + both at 2 M (one run each)",
         f"at 1 M TOPPO's three runs have {above[0]}, {above[1]} and {above[2]} %, and the "
         f"two of the rung below it {below[0]} and {below[1]} %.",
     ]
@@ -314,9 +315,15 @@ def measured():
     unclipped_toppo = "mt10/no_clip_toppo_mt50__1"
     unclipped_ln, unclipped_popart = "mt10/no_clip_ln__1", "mt10/no_clip_ln_popart__1"
     toppo_1 = "mt10/earlier__toppo_mt50__1"
-    clipped, unclipped = "mt10/earlier__vanilla_mtppo__1", "choices/no_clip_vloss__vanilla_mtppo__1"
-    ln_fairgrad = "mt10/earlier__ln_fairgrad__1", "choices/no_clip_vloss__ln_fairgrad__1"
     unclipped_fairgrad = "mt10/no_clip_ln_fairgrad__1"
+    without_clip = {
+        "vanilla": unclipped_on_mt10("vanilla_mtppo"),
+        "LN-c": [unclipped_ln],
+        "LN-c + PopArt": [unclipped_popart],
+        "LN-c + FairGrad": unclipped_on_mt10("ln_fairgrad"),
+        "TOPPO": unclipped_on_mt10("toppo_mt50"),
+    }
+    freed = {name: at(one, *evaluated(one, runs)) for name, runs in without_clip.items()}
     epsilon = "mt10/earlier__ln_popart__1", "choices/adam_eps_1e-8__ln_popart__1_earlier"
     new_epsilon = "mt10/ln_popart__1", "choices/adam_eps_1e-8__ln_popart__1"
     phrases["results/paper/table_2_note.md"].append(
@@ -328,44 +335,47 @@ def measured():
         f"{at(half, epsilon[1]):.1f} % with 1e-8, and explains "
         f"{explained(epsilon[0], half):.0f} % of the variance against "
         f"{explained(epsilon[1], half):.0f} %",
-        f"vanilla has {at(half, unclipped):.1f} % instead of {at(half, clipped):.1f} %, LN-c "
-        f"{at(half, unclipped_ln):.1f} % instead of {at(half, *ln):.1f} %, and LN-c + FairGrad "
-        f"{at(half, ln_fairgrad[1]):.1f} % instead of {at(half, ln_fairgrad[0]):.1f} %",
+        f"vanilla from {at(half, *vanilla):.1f} to {at(half, *without_clip['vanilla']):.1f} % (the "
+        f"mean of three runs, and of two), LN-c from {at(half, *ln):.1f} to "
+        f"{at(half, unclipped_ln):.1f} % (two and one) and LN-c + FairGrad from "
+        f"{at(half, *fairgrad):.1f} to {at(half, *without_clip['LN-c + FairGrad']):.1f} % "
+        "(two each)",
         f"at 1 M steps it has {at(one, unclipped_popart):.1f} % without the clip, and "
         f"{' and '.join(f'{at(one, run):.1f}' for run in popart)} % with it.",
-        f"Without it LN-c has {at(one, unclipped_ln):.1f} % there, and LN-c + FairGrad "
-        f"{at(one, unclipped_fairgrad):.1f} %",
+        "TOPPO has {TOPPO:.1f} %, LN-c + FairGrad {LN-c + FairGrad:.1f} %, LN-c {LN-c:.1f} %, "
+        "vanilla {vanilla:.1f} % and LN-c + PopArt {LN-c + PopArt:.1f} % (one run each)".format(
+            **freed
+        ),
         "Another pair of runs agrees "
         f"({at(half, new_epsilon[0]):.1f} and {at(half, new_epsilon[1]):.1f} %), and at 1 M the "
         f"one run with 1e-8 that got there has {at(one, new_epsilon[1]):.1f} %, where the two with "
         f"1e-5 have {' and '.join(f'{at(one, run):.1f}' for run in popart)} %.",
     ]
-    freed = [at(one, run) for run in (unclipped_ln, unclipped_fairgrad, new_epsilon[1])]
-    apart = max(abs(x - at(one, *toppo)) for x in freed)
-    phrases["results/paper/table_d1_note.md"].append(
-        "have at 1 M steps what TOPPO has with the clip and 1e-5 "
-        f"({at(one, *toppo):.1f} %, the mean of three runs), to {apart:.1f} points"
-    )
-    assert at(half, unclipped_ln) >= at(half, ln_fairgrad[1])
-    assert at(one, unclipped_ln) > max(at(one, run) for run in [*ln, *vanilla, unclipped_popart])
-    assert abs(at(one, unclipped_ln) - at(one, *toppo)) < 2
+    rise = at(half, unclipped_ln) - at(half, *ln)
+    assert rise > at(half, *without_clip["LN-c + FairGrad"]) - at(half, *fairgrad)
+    with_other_epsilon = at(one, new_epsilon[1])
+    assert abs(with_other_epsilon - at(one, *toppo)) < 2
     phrases["README.md"].append(
-        "LN-c alone has {:.1f} % at 1 M steps and LN-c + FairGrad {:.1f} %, and LN-c + PopArt has "
-        "{:.1f} % with the clip and ε = 1e-8 (one run each). That is about what TOPPO has there "
-        "with the clip and ε = 1e-5: {:.1f} %".format(*freed, at(one, *toppo))
+        f"and LN-c + PopArt has {with_other_epsilon:.1f} % with ε = 1e-8 (one run)"
     )
-    phrases["results/paper/summary_note.md"].append(
-        f"On MT10 at 1 M steps LN-c without the clip has {freed[0]:.1f} % and LN-c + FairGrad "
-        f"{freed[1]:.1f} % (one run each), about what TOPPO has with it. Without it LN-c + PopArt "
-        f"has {at(one, unclipped_popart):.1f} % and TOPPO {at(one, unclipped_toppo):.1f} % (one "
-        f"run each). But with the clip and Adam's ε = 1e-8 LN-c + PopArt, too, has {freed[2]:.1f} %"
+    phrases["results/paper/summary_note.md"] += [
+        "vanilla has {vanilla:.1f}, LN-c {LN-c:.1f}, LN-c + PopArt {LN-c + PopArt:.1f}, LN-c + "
+        "FairGrad {LN-c + FairGrad:.1f} and TOPPO {TOPPO:.1f} % (one run each)".format(**freed),
+        f"and Adam's ε = 1e-8 LN-c + PopArt has {with_other_epsilon:.1f} %",
+    ]
+    phrases["results/paper/table_2_note.md"].append(
+        f"LN-c + FairGrad then has {freed['LN-c + FairGrad'] - freed['LN-c']:.1f} more than LN-c, "
+        f"and TOPPO {freed['TOPPO'] - freed['LN-c + FairGrad']:.1f} more than that"
     )
-    adds = freed[1] - freed[0]
-    phrases["results/paper/table_2_note.md"].append(f"FairGrad then adds {adds:.1f} to it")
-    fairgrad_half = [f"{at(half, run):.1f}" for run in (unclipped_fairgrad, ln_fairgrad[1])]
+    of_fairgrad = without_clip["LN-c + FairGrad"]
+    fairgrad_half = [f"{at(half, run):.1f}" for run in of_fairgrad]
     with_clip = {f"{at(half, run):.1f}" for run in fairgrad}
     fairgrad_one = [f"{at(one, run):.1f}" for run in (unclipped_fairgrad, *fairgrad)]
-    ln_without = f"and {at(one, unclipped_ln):.1f} % at 1 M, more than any run of LN-c + PopArt"
+    ln_half, ln_one = ([f"{at(step, run):.1f}" for run in ln] for step in (half, one))
+    assert len(set(ln_half)) == 1
+    ln_without = f"LN-c has {at(half, unclipped_ln):.1f} % without it (one run) and {ln_half[0]} % "
+    ln_without += f"with it (both runs), and at 1 M {at(one, unclipped_ln):.1f} % without it, and "
+    ln_without += f"{' and '.join(ln_one)} % with it"
     phrases["results/paper/table_2_note.md"].append(
         f"LN-c has {at(one, unclipped_ln) - at(one, unclipped_vanilla):.1f} points more than "
         f"vanilla at 1 M, and {at(one, unclipped_ln) - at(one, unclipped_popart):.1f} more than "
@@ -377,10 +387,13 @@ def measured():
         "On MT10 at 1 M steps TOPPO's lead over vanilla is {:.1f} points, and {:.1f} where "
         "neither has the clip (one run each)".format(*leads)
     )
-    phrases["README.md"].append(
-        "TOPPO's lead over vanilla there is {:.1f} points with the clip (three runs each) and "
-        "{:.1f} without it (one each)".format(*leads)
-    )
+    phrases["README.md"] += [
+        f"leads vanilla by {leads[0]:.1f} points at 1 M steps and by {lead[2_000_000, None]:.1f} "
+        f"at 2 M, in the five worst tasks by {lead[one, 5]:.1f} and by {lead[2_000_000, 5]:.1f}",
+        f"leads at 1 M vanilla by {leads[1]:.1f} points, LN-c by "
+        f"{freed['TOPPO'] - freed['LN-c']:.1f} and LN-c + FairGrad by "
+        f"{freed['TOPPO'] - freed['LN-c + FairGrad']:.1f} (one run each)",
+    ]
     of_toppo = [at(half, run) for run in toppo]
     phrases["results/choices/choices_note.md"] = [
         f"At 0.5 M steps TOPPO's runs are up to {max(of_toppo) - min(of_toppo):.1f} points apart",
@@ -388,15 +401,31 @@ def measured():
         f"Without it {' and '.join(fairgrad_half)} % at 0.5 M steps, with it {', '.join(with_clip)}"
         f" % in both seeds, and at 1 M {fairgrad_one[0]} % instead of "
         f"{' and '.join(fairgrad_one[1:])} %.",
-        f"at 1 M {freed[2]:.1f} % (one run), where those with 1e-5 have "
+        f"at 1 M {with_other_epsilon:.1f} % (one run), where those with 1e-5 have "
         f"{' and '.join(f'{at(one, run):.1f}' for run in popart)} %",
         "it stops {:.0f} % of the samples in the first collect and {:.0f} % in the fifth".format(
             *[100 * last(toppo_1, "losses/value_clip_fraction", step) for step in (100_000, half)]
         ),
-        f"vanilla has {at(half, unclipped):.1f} % instead of {at(half, clipped):.1f} % (seed 1) "
-        f"and explains {explained(unclipped, half):.0f} % of the variance instead of "
-        f"{explained(clipped, half):.0f} %",
+        f"vanilla has {at(half, *without_clip['vanilla']):.1f} % at 0.5 M steps instead of "
+        f"{at(half, *vanilla):.1f} % (the mean of two runs, and of three) and explains "
+        f"{mean([explained(run, half) for run in without_clip['vanilla']]):.0f} % of the variance "
+        f"instead of {mean([explained(run, half) for run in vanilla]):.0f} %",
+        f"The one run without it has {freed['LN-c + PopArt']:.1f} % at 1 M steps, between the two "
+        f"with it ({' and '.join(f'{at(one, run):.1f}' for run in popart)} %)",
     ]
+    pairs = [
+        at(step, run) - at(step, other)
+        for step, run, other in (
+            (half, "choices/no_clip_vloss__toppo_mt50__1", toppo_1),
+            (half, unclipped_toppo, "mt10/toppo_mt50__1"),
+            (one, unclipped_toppo, "mt10/toppo_mt50__1"),
+        )
+    ]
+    apart = [at(one, run) for run in toppo]
+    phrases["results/choices/choices_note.md"].append(
+        f"by {pairs[0]:.1f} and {pairs[1]:.1f} points at 0.5 M steps and by {pairs[2]:.1f} at 1 M. "
+        f"But TOPPO's runs are up to {max(apart) - min(apart):.1f} points apart at 1 M"
+    )
 
     # README's tour
     ends = [f"{at(120_000, f'quick_tour/seed_{seed}') / 100:.2f}" for seed in (1, 2)]
@@ -416,14 +445,8 @@ def measured():
 
     of_toppo = [at(1_000_000, run) for run in toppo]
     spread = max(of_toppo) - min(of_toppo)
-    phrases["README.md"].append(f"At 1 M steps TOPPO's runs are up to {spread:.1f} points apart")
-    lead = at_2m["+ LN-c + PopArt"] - at_2m["Vanilla MT-PPO"]
-    of_vanilla = [at(2_000_000, run) for run in vanilla]
-    spread = max(of_vanilla) - min(of_vanilla)
-    assert lead < spread
     phrases["README.md"].append(
-        f"lead by {lead:.1f} points (one run), less than vanilla's {WORDS[len(vanilla)]} seeds are "
-        f"apart ({spread:.1f})"
+        f"TOPPO's three runs with it are up to {spread:.1f} points apart there"
     )
 
     # MT50: the paper's curves and ours
@@ -469,10 +492,11 @@ def measured():
     before = [step for step in steps if min(leads[step]) > 0]
     behind = [step for step in steps if max(leads[step]) < 0]
     assert before == steps[: len(before)] and behind == steps[-len(behind) :]
-    by_when = f"ahead of TOPPO up to {before[-1] / 1e6:g} M steps, in both seeds, and "
-    by_when += f"{-leads[steps[-1]][0]:.1f} points behind it at {steps[-1] / 1e6:g} M"
-    for page in ("README", "results/paper/table_2_note", "results/paper/table_figure_1_note"):
-        phrases[f"{page}.md"].append(by_when)
+    ahead_at = f"ahead of TOPPO at {listed([f'{step / 1e6:g}' for step in before])} M steps"
+    behind_at = f"{-leads[steps[-1]][0]:.1f} points behind it at {steps[-1] / 1e6:g} M"
+    for page in ("results/paper/table_2_note", "results/paper/table_figure_1_note"):
+        phrases[f"{page}.md"].append(f"{ahead_at}, in both of its runs, and {behind_at}")
+    phrases["README.md"].append(f"{ahead_at} and {behind_at}")
     papers_2m = papers["vanilla_mtppo"][2_000_000]
     off = max(abs(at(2_000_000, run) - papers_2m) for run in seeds_of["vanilla_mtppo"])
     without = " and ".join(f"{at(2_000_000, run):.1f}" for run in controls)
@@ -509,13 +533,13 @@ def measured():
     ]
 
     both_have = max(success(ours["toppo_mt50"]).keys() & success(ours["vanilla_mtppo"]).keys())
-    longest_vanilla = min(max(success(run)) for run in other_eps["vanilla_mtppo"])
     apart = [
         abs(at(step, run) - papers[script][step])
         for script in papers
         for run in seeds_of[script]
         for step in success(run).keys() & papers[script].keys()
     ]
+    assert max(apart) < 5  # the paper's band
     low, high = {}, {}
     for eps, runs in (("1e-8", other_eps), ("1e-5", seeds_of)):
         differences = [
@@ -525,13 +549,12 @@ def measured():
         ]
         low[eps], high[eps] = min(differences), max(differences)
     phrases["README.md"] += [
-        f"To {both_have / 1e6:g} M of the paper's 100 M steps on MT50",
+        f"On MT50, to {both_have / 1e6:g} M of the paper's 100 M steps",
         f"with a success of {at(2_000_000, toppo[0]):.1f} % after 2 M steps,",
         f"with {at(both_have, ours['toppo_mt50']):.1f} % after {both_have / 1e6:g} M.",
-        f"both curves are so far at most {max(apart):.1f} points from the paper's",
-        f"To {longest_vanilla / 1e6:g} M steps vanilla differs from the paper's curve by "
-        f"{low['1e-8']:.1f} to {high['1e-8']:.1f} points with PyTorch's 1e-8, and by "
-        f"{low['1e-5']:.1f} to {high['1e-5']:.1f} with 1e-5, two seeds each.",
+        f"With PyTorch's 1e-8 vanilla is {low['1e-8']:.1f} to {high['1e-8']:.1f} points above the "
+        "paper's curve at 1 and 2 M steps; with 1e-5 it differs by "
+        f"{low['1e-5']:.1f} to {high['1e-5']:.1f} (two seeds each)",
     ]
     ahead = at(both_have, ours["toppo_mt50"]) - at(both_have, ours["vanilla_mtppo"])
     papers_ahead = papers["toppo_mt50"][both_have] - papers["vanilla_mtppo"][both_have]
