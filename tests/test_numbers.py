@@ -340,7 +340,7 @@ def measured():
         f"{at(half, unclipped_ln):.1f} % (two and one) and LN-c + FairGrad from "
         f"{at(half, *fairgrad):.1f} to {at(half, *without_clip['LN-c + FairGrad']):.1f} % "
         "(two each)",
-        f"at 1 M steps it has {at(one, unclipped_popart):.1f} % without the clip, and "
+        f"at 1 M steps it has {at(one, unclipped_popart):.1f} % without the clip (one run), and "
         f"{' and '.join(f'{at(one, run):.1f}' for run in popart)} % with it.",
         "TOPPO has {TOPPO:.1f} %, LN-c + FairGrad {LN-c + FairGrad:.1f} %, LN-c {LN-c:.1f} %, "
         "vanilla {vanilla:.1f} % and LN-c + PopArt {LN-c + PopArt:.1f} % (one run each)".format(
@@ -390,16 +390,17 @@ def measured():
     phrases["README.md"] += [
         f"leads vanilla by {leads[0]:.1f} points at 1 M steps and by {lead[2_000_000, None]:.1f} "
         f"at 2 M, in the five worst tasks by {lead[one, 5]:.1f} and by {lead[2_000_000, 5]:.1f}",
-        f"leads at 1 M vanilla by {leads[1]:.1f} points, LN-c by "
-        f"{freed['TOPPO'] - freed['LN-c']:.1f} and LN-c + FairGrad by "
-        f"{freed['TOPPO'] - freed['LN-c + FairGrad']:.1f} (one run each)",
+        f"leads, at 1 M, by {leads[1]:.1f} points over vanilla, by "
+        f"{freed['TOPPO'] - freed['LN-c']:.1f} over LN-c and by "
+        f"{freed['TOPPO'] - freed['LN-c + FairGrad']:.1f} over LN-c + FairGrad (one run each)",
+        f"it has {at(4_000_000, 'running/mt10__toppo_mt50__1'):.1f} % at 4 M",
     ]
     of_toppo = [at(half, run) for run in toppo]
     phrases["results/choices/choices_note.md"] = [
         f"At 0.5 M steps TOPPO's runs are up to {max(of_toppo) - min(of_toppo):.1f} points apart",
         ln_without,
         f"Without it {' and '.join(fairgrad_half)} % at 0.5 M steps, with it {', '.join(with_clip)}"
-        f" % in both seeds, and at 1 M {fairgrad_one[0]} % instead of "
+        f" % in both runs, and at 1 M {fairgrad_one[0]} % instead of "
         f"{' and '.join(fairgrad_one[1:])} %.",
         f"at 1 M {with_other_epsilon:.1f} % (one run), where those with 1e-5 have "
         f"{' and '.join(f'{at(one, run):.1f}' for run in popart)} %",
