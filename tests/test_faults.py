@@ -106,7 +106,7 @@ def kill_at_random_moments(run_dir, moments, seed):
 @pytest.mark.short
 def test_kills_at_random_moments(straight, tmp_path):
     """While it starts, while it plays, and after a collect."""
-    moments = ["to continue", "collect", "start", "collect"]
+    moments = ["to continue", "collect", "start"]
     kill_at_random_moments(tmp_path / "run", moments, seed=0)
     assert_continues_to_the_same_end(tmp_path / "run", straight)
 
@@ -237,7 +237,9 @@ def test_a_workers_death_while_it_waits(tmp_path):
 # Disks
 
 
-@pytest.mark.parametrize("what", ["a limit on files", "a file system"])
+@pytest.mark.parametrize(
+    "what", ["a limit on files", pytest.param("a file system", marks=pytest.mark.long)]
+)
 def test_a_full_disk_leaves_the_last_checkpoint_good(what, straight, tmp_path):
     """A real one needs root; anybody may limit the size of the files that a process writes."""
     run_dir = tmp_path / "disk/run"
