@@ -114,6 +114,7 @@ class Run(NamedTuple):
     task_set: str  # "MT10" or the tasks' names
     reward: str  # "v1" or "v2"
     steps: NDArray[np.int64]  # [C], of the evaluations
+    goals: NDArray[np.int64]  # [C], of each task, one episode each
     success: Array  # [C, K], success rates
 
 
@@ -147,10 +148,13 @@ def read_run(path: Path) -> Run:
     if not args.get("clip_vloss", True):
         script += NO_CLIP
     rates: dict[int, dict[str, float]] = defaultdict(dict)
+    goals: dict[int, int] = {}
     if (path / "evals.csv").exists():
         with open(path / "evals.csv", newline="") as file:
             for row in csv.DictReader(file):
-                rates[int(row["step"])][row["task"]] = float(row["success_rate"])
+                step = int(row["step"])
+                rates[step][row["task"]] = float(row["success_rate"])
+                goals[step] = int(row["episodes"])
     if not rates:
         raise Missing(f"{path}: no evaluation in evals.csv; {go_on(script, path)}")
     steps = sorted(rates)
@@ -164,6 +168,7 @@ def read_run(path: Path) -> Run:
         task_set=name_of_tasks(args, tasks),
         reward=args["reward_version"],
         steps=np.array(steps),
+        goals=np.array([goals[step] for step in steps]),
         success=np.array([[rates[step][task] for task in tasks] for step in steps]),
     )
 
@@ -294,7 +299,9 @@ def steps_to_compare_at(runs: list[Run]) -> set[int]:
 
 def no_run(reward: str | None, task_set: str | None, scripts: Sequence[str] | None) -> str:
     """What groups says where it finds nothing."""
-    which = ", ".join(f"{s}.py" for s in scripts) if scripts else "any script"
+    which = "any script"
+    if scripts:
+        which = ", ".join(Path(SCRIPT_PATHS[s]).name for s in scripts)
     command = f"python {SCRIPT_PATHS[scripts[0] if scripts else 'toppo_mt50']}"
     if task_set:
         which += f" on {task_set}"
@@ -416,9 +423,17 @@ def table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> list[str]:
 
 
 def fewer_goals(run: Run) -> list[str]:
-    """What a table says of a run that was evaluated on fewer goals than the paper's."""
-    goals = run.args.get("eval_episodes", 50)
-    return [f"Evaluated on {goals} of each task's 50 training goals.", ""] if goals < 50 else []
+    """What a table says of a run that was evaluated on fewer goals than the paper's.
+
+    The last evaluation may be on more than those before it.
+    """
+    fewest = run.goals.min()
+    if fewest >= 50:
+        return []
+    said = f"Evaluated on {fewest} of each task's 50 training goals"
+    if run.goals[-1] > fewest:
+        said += f", at the end on {run.goals[-1]}"
+    return [f"{said}.", ""]
 
 
 def heading(
