@@ -1,4 +1,4 @@
-"""docs/results.md, docs/choices.md and results/paper are what their programs write today.
+"""The pages of results and choices, and the tables beside them, are what their programs write.
 
 Each page names the command that made it. It is run again into another folder, with the notes that
 were written by hand, and every Markdown file has to come out the same. Figures are drawn, but not
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 from scripts import ROOT
 
 
@@ -29,28 +30,39 @@ def made_again(page, folder):
     assert process.stderr == ""
 
     # What names the folder or leads out of it
-    here = f"{os.path.relpath(ROOT, folder / 'docs')}/"
+    to_root = re.escape(os.path.relpath(ROOT, (folder / page).parent))
+
+    def from_the_page(link):
+        return os.path.relpath(ROOT / link[1], (ROOT / page).parent)
+
     return {
-        str(path.relative_to(folder)): path.read_text()
-        .replace(f"{folder}/", "")
-        .replace(here, "../")
+        str(path.relative_to(folder)): re.sub(
+            rf"{to_root}/([^)]*)", from_the_page, path.read_text().replace(f"{folder}/", "")
+        )
         for path in folder.glob("**/*.md")
     }
 
 
-def test_results(tmp_path):
-    kept = ROOT / "results/paper"
-    (tmp_path / "results/paper").mkdir(parents=True)
+@pytest.mark.parametrize(
+    "page, out",
+    [
+        ("docs/results.md", "results/paper"),
+        ("results/mt10/full/README.md", "results/mt10/full/paper"),
+    ],
+)
+def test_results(page, out, tmp_path):
+    kept = ROOT / out
+    (tmp_path / out).mkdir(parents=True)
     for note in kept.glob("*_note.md"):
-        shutil.copy(note, tmp_path / "results/paper")
-    texts = made_again("docs/results.md", tmp_path)
+        shutil.copy(note, tmp_path / out)
+    texts = made_again(page, tmp_path)
+    committed = {f"{out}/{path.name}" for path in kept.glob("*.md")}
     of_another_program = {"results/paper/overview.md"}
-    committed = {f"results/paper/{path.name}" for path in kept.glob("*.md")} - of_another_program
-    assert texts.keys() == committed | {"docs/results.md"}
+    assert texts.keys() == committed - of_another_program | {page}
     for path, text in texts.items():
         assert text == (ROOT / path).read_text(), path
-    drawn = {path.name for path in (tmp_path / "results/paper").glob("*.png")}
-    assert drawn | {"overview.png"} == {path.name for path in kept.glob("*.png")}
+    drawn = {path.name for path in (tmp_path / out).glob("*.png")}
+    assert drawn == {path.name for path in kept.glob("*.png")} - {"overview.png"}
 
 
 def test_choices(tmp_path):
