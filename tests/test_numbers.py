@@ -286,7 +286,7 @@ def measured():
         f"In each of the first ten collects of all {WORDS[len(narrows)]} runs with it on MT10, "
         f"and in {sum(on_mt50)} of {len(on_mt50)} on MT50,",
         f"from {min(widens) / 10} to {max(widens) / 10} M steps on, in all "
-        f"{WORDS[len(widens)]} runs on MT10 that got so far",
+        f"{WORDS[len(widens)]} runs on MT10 that end at 2 M",
         f"smaller at all {len(without_fairgrad)} collects",
     ]
 
@@ -452,7 +452,7 @@ def measured():
         f"The highest so far is {highest:.1f} %, at {best / 1e6:g} M.",
         f"{WORDS[learned[0]]} have 100 % at 1 M steps, {WORDS[learned[1]]} at 2 M",
     ]
-    wider = [not narrow for narrow in popart_narrows(full)]
+    wider = [not narrow for narrow in popart_narrows(full)]  # of each collect; fifty are 5 M steps
     first = wider.index(True)
     phrases["results/paper/figure_2_note.md"].append(
         f"it is larger in {sum(wider[first:50])} of the {50 - first} collects from "
