@@ -476,12 +476,12 @@ def measured():
     )
 
     # README's tour
-    ends = [f"{at(120_000, f'quick_tour/seed_{seed}') / 100:.2f}" for seed in (1, 2)]
+    tour_ends = [f"{at(120_000, f'quick_tour/seed_{seed}') / 100:.2f}" for seed in (1, 2)]
     (minutes, seconds) = re.search(
         r"real\t(\d+)m([\d.]+)s", (ROOT / "results/quick_tour/log.txt").read_text()
     ).groups()
     tour = f"takes about {int(minutes) + float(seconds) / 60:.0f} minutes and "
-    tour += f"ends at a success of {ends[0]} (a second seed: {ends[1]})"
+    tour += f"ends at a success of {tour_ends[0]} (a second seed: {tour_ends[1]})"
     phrases["README.md"].append(tour)
 
     # README's table: seeds of one rung side by side, and without the value clip
@@ -598,7 +598,7 @@ def measured():
         low[eps], high[eps] = min(differences), max(differences)
     phrases["README.md"] += [
         f"On MT50, to {both_have / 1e6:g} M of the paper's 100 M steps",
-        f"with a success of {at(2_000_000, toppo[0]):.1f} % after 2 M steps,",
+        f"with a success of {ends} % after {end / 1e6:g} M steps,",
         f"with {at(both_have, ours['toppo_mt50']):.1f} % after {both_have / 1e6:g} M.",
         f"With PyTorch's 1e-8 vanilla is {low['1e-8']:.1f} to {high['1e-8']:.1f} points above the "
         "paper's curve at 1 and 2 M steps; with 1e-5 it differs by "

@@ -16,7 +16,7 @@ from scripts import MODULES, PATHS, SMALL, TASKS, Terminal, result, run, run_her
 
 FLAGS = [*SMALL, "--total-timesteps", "2000", "--eval-interval", "2000"]  # two collects
 FLAGS += ["--keep-checkpoints-every", "1"]
-KINDS_OF_STATE = ["vanilla_mtppo.py", "toppo_mt50.py", "ablations/toppo_popart_ema.py"]
+KINDS_OF_STATE = ["toppo_mt50.py", "ablations/toppo_popart_ema.py"]
 
 
 @pytest.fixture(scope="module")
