@@ -466,6 +466,12 @@ def measured():
         f"the last two, first have 50 % or more at {slow[0] / 1e6:g} and {slow[1] / 1e6:g} M",
         f"{WORDS[learned[0]]} have 100 % at 1 M steps, {WORDS[learned[1]]} at 2 M",
     ]
+    entropy = logged(full)["losses/entropy"]
+    calmest = min(entropy, key=entropy.get)
+    phrases["results/mt10/full/paper/summary_note.md"].append(
+        f"entropy is {entropy[100_000]:.2f} in the first collect, lowest at {calmest / 1e6:g} M, "
+        f"{entropy[calmest]:.2f}, and {entropy[end]:.2f} at the end"
+    )
     speeds = [logged(full)[f"speed/{part}_steps_per_second"] for part in ("rollout", "update")]
     hours_of_full = sum(100_000 / value for speed in speeds for value in speed.values()) / 3600
     wider = [not narrow for narrow in popart_narrows(full)]  # of each collect; fifty are 5 M steps
