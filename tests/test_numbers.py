@@ -447,31 +447,33 @@ def measured():
     mean_of = [f"{at(step, full):.1f}" for step in shown]
     worst_of = [f"{at(step, full, k=5):.1f}" for step in shown]
     lowest_at = min(late, key=late.get)
-    push = [success(full)[step][1] for step in (lowest_at, 18_000_000, end)]
     best_at = " and ".join(f"{step / 1e6:g}" for step in late if late[step] == highest)
     learned = [sum(x == 100 for x in success(full)[step]) for step in shown[:2]]
+    push_task, pick_place_task = 1, 2  # in MT10's order
+    push = [success(full)[step][push_task] for step in (lowest_at, 18_000_000, end)]
     half_of = [
         min(step for step in success(full) if success(full)[step][task] >= 50) for task in range(10)
     ]
-    slow = sorted(half_of)[-2:]
+    *_, second_to_last, last_one = sorted(half_of)
+    assert (half_of[push_task], half_of[pick_place_task]) == (second_to_last, last_one)
+    entropy = logged(full)["losses/entropy"]
+    calmest = min(entropy, key=entropy.get)
     phrases["results/mt10/full/paper/summary_note.md"] = [
         f"Success is {mean_of[0]} % at 1 M steps, {mean_of[1]} at 2 M, {mean_of[2]} at 4 M, "
         f"{mean_of[3]} at 6 M, {mean_of[4]} at 12 M and {mean_of[5]} at 20 M, "
         f"and in the five worst tasks {', '.join(worst_of[:-1])} and {worst_of[-1]}.",
-        f"The paper has {final:.1f} % at 20 M, the mean of ten seeds; this run has {ends}.",
-        f"Its evaluations from 6 M steps on have {all_of}.",
+        f"The paper has {final:.1f} % at 20 M, the mean of ten seeds; this run has {ends}, "
+        f"and in its evaluations from 6 M steps on {all_of}.",
         f"The highest is {highest:.1f} %, at {best_at} M.",
         f"{lowest:.1f} %, the lowest from 6 M on, is at {lowest_at / 1e6:g} M, "
         f"where push has {push[0]:.0f} % between {push[1]:.0f} at 18 M and {push[2]:.0f} at 20 M",
-        f"the last two, first have 50 % or more at {slow[0] / 1e6:g} and {slow[1] / 1e6:g} M",
+        f"push and pick-place, the last two, first have 50 % or more at "
+        f"{second_to_last / 1e6:g} and {last_one / 1e6:g} M",
+        f"entropy falls from {entropy[100_000]:.2f} in the first collect to "
+        f"{entropy[calmest]:.2f} at {calmest / 1e6:g} M, "
+        f"and rises to {entropy[end]:.2f} at the end",
         f"{WORDS[learned[0]]} have 100 % at 1 M steps, {WORDS[learned[1]]} at 2 M",
     ]
-    entropy = logged(full)["losses/entropy"]
-    calmest = min(entropy, key=entropy.get)
-    phrases["results/mt10/full/paper/summary_note.md"].append(
-        f"entropy is {entropy[100_000]:.2f} in the first collect, lowest at {calmest / 1e6:g} M, "
-        f"{entropy[calmest]:.2f}, and {entropy[end]:.2f} at the end"
-    )
     speeds = [logged(full)[f"speed/{part}_steps_per_second"] for part in ("rollout", "update")]
     hours_of_full = sum(100_000 / value for speed in speeds for value in speed.values()) / 3600
     wider = [not narrow for narrow in popart_narrows(full)]  # of each collect; fifty are 5 M steps
