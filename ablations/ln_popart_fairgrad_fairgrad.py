@@ -6,24 +6,22 @@ Shapes: K tasks, T steps per task and collect in E episodes, n samples per task 
 D shared parameters in a network.
 """
 
-import fcntl
 import json
 import math
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import distributions
-from importlib.util import find_spec
-from io import BytesIO
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import metaworld
 import numpy as np
@@ -45,7 +43,6 @@ EPISODE_STEPS = 500  # every episode has this length and ends by truncation only
 NUM_GOALS = 50  # training goals of a task
 OBS_DIM = 39  # 18 numbers now, 18 of the step before, 3 of the goal (B.1)
 ACTION_DIM = 4
-SIGMA_FLOOR = 1e-4  # of PopArt (our choice)
 
 Normal.set_default_validate_args(False)  # checks would wait for the GPU, and vmap refuses them
 bar = partial(trange, leave=False, disable=None, ncols=80)  # progress, in a terminal only
@@ -90,7 +87,7 @@ class Args:
     hidden_sizes: tuple[int, ...] = (400, 400, 400)
     """units in each hidden layer of actor and critic (Table B.1)"""
 
-    # The flags from here on do not change the algorithm: a continued run may change them
+    # From here on flags do not change the algorithm: they may differ when a run is continued
     total_timesteps: int | None = None
     """budget in environment steps, in whole collects; None: 2 M per task (Section 5.1)"""
     eval_interval: int | None = None
@@ -100,7 +97,7 @@ class Args:
     keep_checkpoints_every: int = 0
     """collects between checkpoints that are kept, as checkpoint_00010.pt; 0: none"""
     run_dir: str | None = None
-    """directory in which a run starts, or goes on exactly where it was; None: a new one"""
+    """directory of the run; one that has a run continues it; None: a new one under runs/"""
     cuda: bool = True
     """compute on the GPU if there is one"""
     torch_threads: int = 0
@@ -116,25 +113,27 @@ class Args:
             self.total_timesteps = 2_000_000 * len(self.tasks)
         if self.eval_interval is None:
             self.eval_interval = 40_000 * len(self.tasks)
+        if self.run_dir is None:
+            now = time.strftime("%Y%m%d-%H%M%S")
+            self.run_dir = f"runs/{now}__{SCRIPT}__MT{len(self.tasks)}__{self.seed}"
 
-        def expect(ok, message):
-            if not ok:
+        unknown = set(self.tasks) - set(MT50_V3)
+        numbers = [x for x in vars(self).values() if isinstance(x, int | float)]
+        positive = (self.num_steps, self.update_epochs, self.eval_interval)
+        expected = {
+            f"tasks: Meta-World has no {' '.join(unknown)}": not unknown,
+            "tasks: expected each once": len(set(self.tasks)) == len(self.tasks),
+            "expected finite numbers of 0 or more": all(0 <= x < math.inf for x in numbers),
+            "num_steps: expected a multiple of 500": self.num_steps % EPISODE_STEPS == 0,
+            "num_steps, update_epochs, eval_interval: expected more than 0": min(positive) > 0,
+            "num_minibatches: expected 1 to num_steps": 1 <= self.num_minibatches <= self.num_steps,
+            "gamma, gae_lambda: expected 0 to 1": max(self.gamma, self.gae_lambda) <= 1,
+            "eval_episodes: expected 1 to 50": 1 <= self.eval_episodes <= NUM_GOALS,
+            "run_dir: expected the name of a directory": self.run_dir != "",
+        }
+        for message, holds in expected.items():
+            if not holds:
                 raise ValueError(message)  # tyro prints it
-
-        for name, value in vars(self).items():
-            if isinstance(value, int | float):
-                expect(0 <= value < math.inf, f"{name} = {value}: expected 0 or more")
-        for name in ("num_steps", "update_epochs", "num_minibatches", "eval_interval"):
-            expect(vars(self)[name] > 0, f"{name}: expected more than 0")
-        unknown = " ".join(set(self.tasks) - set(MT50_V3))
-        expect(not unknown, f"tasks: Meta-World has no {unknown}")
-        expect(len(set(self.tasks)) == len(self.tasks), "tasks: expected each once")
-        expect(self.seed < 2**32, "seed: expected less than 2^32")
-        expect(self.num_steps % EPISODE_STEPS == 0, "num_steps: expected a multiple of 500")
-        expect(self.num_minibatches <= self.num_steps, "num_minibatches: at most num_steps")
-        expect(max(self.gamma, self.gae_lambda) <= 1, "gamma, gae_lambda: expected 0 to 1")
-        expect(min(self.hidden_sizes, default=0) > 0, "hidden_sizes: expected positive widths")
-        expect(0 < self.eval_episodes <= NUM_GOALS, "eval_episodes: expected 1 to 50")
 
         self.collect_steps = len(self.tasks) * self.num_steps
         self.num_collects = max(1, self.total_timesteps // self.collect_steps)
@@ -156,7 +155,7 @@ def mlp(sizes, output_gain, layer_norm=False):
     """Linear and ReLU in turn (Table B.1); with layer_norm Linear, LayerNorm, ReLU (4.2)."""
     layers = []
     for n_in, n_out in pairwise(sizes[:-1]):
-        # No bias beside LayerNorm, which has its own (B.2)
+        # LayerNorm has a bias of its own (B.2)
         layers.append(linear(n_in, n_out, gain=math.sqrt(2), bias=not layer_norm))
         if layer_norm:
             layers.append(nn.LayerNorm(n_out))
@@ -166,10 +165,9 @@ def mlp(sizes, output_gain, layer_norm=False):
 
 
 class PopArt(nn.Module):
-    """Statistics of each task's returns, and the heads that go with them (Section 4.1).
+    """Statistics of each task's returns, and an affine head for each task (Section 4.1).
 
-    The critic's output h gives task k's normalised value u = c_k h + b_k and raw value
-    V = sigma_k u + mu_k.
+    From the critic's output h: normalised value u = c_k h + b_k, raw value V = sigma_k u + mu_k.
     """
 
     def __init__(self, num_tasks):
@@ -181,17 +179,17 @@ class PopArt(nn.Module):
         self.register_buffer("sigma", torch.ones(num_tasks, dtype=torch.float64))
 
     def raw_values(self, h):
-        """The raw values of the critic's outputs h, [K, E, ...]."""
+        """Raw values from the critic's outputs h [K, E, ...]."""
         u = self.scale[:, None, None] * h + self.bias[:, None, None]
         return (self.sigma[:, None, None] * u + self.mu[:, None, None]).to(h.dtype)
 
     def normalize(self, x):
-        """Raw values or returns [K, E, ...] in the tasks' normalised spaces."""
+        """Raw values or returns [K, E, ...] in the normalised space of their task."""
         return ((x - self.mu[:, None, None]) / self.sigma[:, None, None]).to(x.dtype)
 
     @torch.no_grad()
     def update(self, returns):
-        """Merges raw returns [K, E, 500] into the statistics; raw values stay as they were."""
+        """Merges raw returns [K, E, 500] into the statistics, without changing any raw value."""
         returns = returns.flatten(1).double()
         batch_count = returns.shape[1]
         batch_mu = returns.mean(1)
@@ -202,9 +200,9 @@ class PopArt(nn.Module):
         delta = batch_mu - self.mu
         mu = self.mu + delta * batch_count / count
         m2 = self.m2 + batch_m2 + delta**2 * self.count * batch_count / count
-        sigma = (m2 / count).sqrt().clamp_min(SIGMA_FLOOR)
+        sigma = (m2 / count).sqrt().clamp_min(1e-4)  # our floor
 
-        # Preserve outputs: the new head and statistics give the V of the old ones
+        # Preserve outputs: with new statistics and new heads every V is what it was
         self.scale.copy_(self.sigma * self.scale / sigma)
         self.bias.copy_((self.sigma * self.bias + self.mu - mu) / sigma)
         self.count = count
@@ -214,7 +212,7 @@ class PopArt(nn.Module):
 
 
 class Agent(nn.Module):
-    """Actor and critic, shared by all tasks, and the rows of what belongs to one task."""
+    """Actor and critic, which all tasks share, and the parameters of single tasks."""
 
     def __init__(self, num_tasks, hidden_sizes):
         super().__init__()
@@ -223,6 +221,8 @@ class Agent(nn.Module):
         self.critic = mlp([*sizes, 1], output_gain=1.0, layer_norm=True)
         self.log_std = nn.Parameter(torch.zeros(num_tasks, ACTION_DIM))  # Table B.1: per task
         self.popart = PopArt(num_tasks)
+        if set(self.actor.parameters()) & set(self.critic.parameters()):
+            raise ValueError("actor and critic share a layer, which would follow the actor only")
 
     def log_probs(self, obs, actions):
         """[K, E, 500], of actions [K, E, 500, 4] in obs [K, E, 500, obs_dim]."""
@@ -231,7 +231,7 @@ class Agent(nn.Module):
         return policy.log_prob(actions).sum(-1)
 
     def values(self, obs):
-        """Raw values [K, E, 501] of obs [K, E, 501, obs_dim]; task by task to bound memory."""
+        """Raw values [K, E, 501] of obs [K, E, 501, obs_dim], one task at a time to save memory."""
         h = torch.stack([self.critic(task_obs).squeeze(-1) for task_obs in obs])
         return self.popart.raw_values(h)
 
@@ -239,24 +239,16 @@ class Agent(nn.Module):
 # --- One task's losses: Eq. (1)
 
 
-def forward(net, shared, obs):
-    """What net gives for obs with the parameters in the vector shared [D] in place of its own."""
-    named = dict(net.named_parameters())
-    parts = shared.split([p.numel() for p in named.values()])
-    parameters = {name: part.view_as(named[name]) for name, part in zip(named, parts)}
-    return functional_call(net, parameters, obs)
-
-
-def policy_loss(shared, row, mb, net, args):
+def policy_loss(shared, task_params, mb, net, args):
     """One task's clipped surrogate and entropy bonus.
 
-    shared: the actor's parameters [D]; row: the task's row; mb: the task's samples, [n, ...].
+    shared: the network's parameters; task_params: the task's own; mb: its samples, [n, ...].
     """
     # Section 2: advantages normalised within the task
     advantages = mb["advantages"]
     advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
 
-    policy = Normal(forward(net, shared, mb["obs"]), row["log_std"].exp())
+    policy = Normal(functional_call(net, shared, mb["obs"]), task_params["log_std"].exp())
     log_ratio = policy.log_prob(mb["actions"]).sum(-1) - mb["old_log_probs"]  # [n]
     ratio = log_ratio.exp()
     clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
@@ -272,14 +264,14 @@ def policy_loss(shared, row, mb, net, args):
     }
 
 
-def value_loss(shared, row, mb, net, args):
+def value_loss(shared, task_params, mb, net, args):
     """One task's squared value error, in the task's normalised space (Section 4.1)."""
-    h = forward(net, shared, mb["obs"]).squeeze(-1)  # [n]
-    values = row["scale"] * h + row["bias"]
+    h = functional_call(net, shared, mb["obs"]).squeeze(-1)  # [n]
+    values = task_params["scale"] * h + task_params["bias"]
     change = (values - mb["old_values"]).clamp(-args.clip_coef, args.clip_coef)
     errors = (values - mb["returns"]) ** 2
     clipped_errors = (mb["old_values"] + change - mb["returns"]) ** 2
-    clip_active = (clipped_errors > errors) & args.clip_vloss  # stops the gradient (Remark 2)
+    clip_active = (clipped_errors > errors) & args.clip_vloss  # no gradient there (Remark 2)
     loss = args.vf_coef * 0.5 * torch.where(clip_active, clipped_errors, errors).mean()
 
     return loss, {
@@ -291,70 +283,55 @@ def value_loss(shared, row, mb, net, args):
 # --- All tasks' gradients, and how to combine them
 
 
-class Gradients(NamedTuple):
-    """The K tasks' gradients on one side, actor's or critic's."""
-
-    shared: torch.Tensor  # J [K, D]: row k is g_k, of the parameters that all tasks share
-    rows: dict  # {name: [K, ...]}: of the parameters that belong to one task
+def trainable(net):
+    return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
-def per_task_gradients(loss, net, rows, mb, args):
-    """Differentiates the losses of all K tasks at once. mb and rows: {name: [K, ...]}.
+def per_task_gradients(loss, net, task_params, mb, args):
+    """Differentiates all K tasks' losses at once. task_params and mb: {name: [K, ...]}.
 
-    Returns Gradients, and loss's metrics [K].
+    Returns J [K, D], whose row k is g_k; the gradients of task_params; the metrics, [K] each.
     """
-    shared = parameters_to_vector(net.parameters())  # [D]
     one_task = grad(partial(loss, net=net, args=args), argnums=(0, 1), has_aux=True)
-    all_tasks = vmap(one_task, in_dims=(None, 0, 0))  # row k and mb k are task k's
-    gradients, metrics = all_tasks(shared, rows, mb)
-    return Gradients(*gradients), metrics
+    all_tasks = vmap(one_task, in_dims=(None, 0, 0))  # shared is the same for all tasks
+    (gradients, task_gradients), metrics = all_tasks(trainable(net), task_params, mb)
+    J = torch.cat([g.flatten(1) for g in gradients.values()], dim=1)
+    return J, task_gradients, metrics
 
 
 def gram(J):
-    """G = J J^T (Section 2) in fp64 (C.5). J: [K, D]."""
-    G = 0.0
-    for block in J.split(65_536, dim=1):  # some columns at a time: no fp64 copy of J
-        block = block.double()
-        G = G + block @ block.T
-    return G
+    """G = J J^T (Section 2) in fp64 (C.5), in blocks of columns to save memory."""
+    blocks = (block.double() for block in J.split(65_536, dim=1))
+    return sum(block @ block.T for block in blocks)
 
 
-def set_gradients(net, rows, gradients, weights):
-    """Sets .grad: of the shared parameters d = sum_k w_k g_k, of row k w_k times its own (B.4)."""
-    weights = torch.from_numpy(weights).to(gradients.shared, non_blocking=True)  # [K]
-    d = weights @ gradients.shared  # [D]
-    parameters = list(net.parameters())
-    for parameter, part in zip(parameters, d.split([p.numel() for p in parameters])):
+def set_gradients(net, task_params, J, task_gradients, weights):
+    """Sets .grad: d = sum_k w_k g_k, and for task k's own parameters w_k times theirs (B.4)."""
+    weights = torch.from_numpy(weights).to(J, non_blocking=True)  # [K]
+    d = weights @ J  # [D]
+    shared = trainable(net).values()
+    for parameter, part in zip(shared, d.split([p.numel() for p in shared])):
         parameter.grad = part.view_as(parameter)
-    for name, parameter in rows.items():
-        parameter.grad = torch.einsum("k,k...->k...", weights, gradients.rows[name])
+    for name, parameter in task_params.items():
+        if parameter.requires_grad:
+            parameter.grad = torch.einsum("k,k...->k...", weights, task_gradients[name])
 
 
 def gradient_metrics(side, G, weights):
-    """What Section 3 measures, items (D1) to (D3). G: [K, K], weights: [K]."""
+    """What Section 3 measures (D1 to D3). G: [K, K], weights: [K]."""
     norms = np.sqrt(G.diagonal())
     cosines = G / np.outer(norms, norms).clip(1e-60)
     num_pairs = max(G.size - len(G), 1)
-    spread = norms.max() / norms.min(where=norms > 0, initial=math.inf)  # of those not zero
-    contributions = weights * norms
+    spread = norms.max() / norms.min(where=norms > 0, initial=math.inf)
+    shares = weights * norms / (weights @ norms).clip(1e-60)
+    contributions = weights * (G @ weights)  # <w_k g_k, d>: 1 with FairGrad (Theorem 1)
     return {
         f"{side}_gradient_norm": norms,
+        f"{side}_contribution": contributions,
         f"gradients/{side}_log10_norm_spread": np.log10(max(spread, 1)),
         f"gradients/{side}_mean_cosine": (cosines.sum() - cosines.trace()) / num_pairs,
-        f"gradients/{side}_top1_share": contributions.max() / contributions.sum().clip(1e-60),
-        f"gradients/{side}_combined_norm": np.sqrt((weights @ G @ weights).clip(1e-60)),
-    }
-
-
-def fairgrad_metrics(fairgrad, G):
-    """The solver's report, and each task's w_k (G w)_k, which Theorem 1 makes 1."""
-    return {
-        "fairgrad_weight": fairgrad.weights,
-        "fairgrad_contribution": fairgrad.weights * (G @ fairgrad.weights),
-        "fairgrad/kkt_residual": fairgrad.residual,
-        "fairgrad/newton_iterations": fairgrad.iterations,
-        "fairgrad/used_scipy_fallback": fairgrad.used_scipy_fallback,
-        "fairgrad/solver_fallback": fairgrad.solver_fallback,
+        f"gradients/{side}_top1_share": shares.max(),
+        f"gradients/{side}_combined_norm": np.sqrt(contributions.sum().clip(1e-60)),
     }
 
 
@@ -362,11 +339,8 @@ def fairgrad_metrics(fairgrad, G):
 
 
 def gae(rewards, values, args):
-    """Advantages A and returns R = A + V (Section 2), [K, E, 500] each.
-
-    rewards: [K, E, 500]; values: [K, E, 501], with that of the last observation.
-    """
-    next_values = values[..., 1:].clone()
+    """Advantages A and returns R = A + V [K, E, 500]. rewards: [K, E, 500], values: [K, E, 501]."""
+    next_values = values[..., 1:].clone()  # the last one is of the observation after the episode
     next_values[..., -1] *= args.bootstrap_truncation
     deltas = rewards + args.gamma * next_values - values[..., :-1]
     advantages = torch.zeros_like(rewards)
@@ -378,30 +352,34 @@ def gae(rewards, values, args):
 
 
 def stratified_minibatches(num_tasks, args, rng, device):
-    """Shuffles each task's samples and deals them out, to all tasks the same number at a time.
-
-    Every sample comes once. Returns indices [K, n] into [K, T], one for each minibatch.
-    """
+    """Indices [K, n] for each minibatch of a pass: row k has n of task k's T samples."""
     order = np.tile(np.arange(args.num_steps), (num_tasks, 1))
     order = rng.permuted(order, axis=1)  # [K, T]
-    order = torch.from_numpy(order).to(device)  # once a pass: the loop waits for no transfer
+    order = torch.from_numpy(order).to(device)  # one transfer for all minibatches
     return order.tensor_split(args.num_minibatches, dim=1)
 
 
-@torch.no_grad()  # torch.func takes the gradients
 def update_minibatch(agent, optimizer, mb, rng, args):
     """Algorithm C.1 from line 9 on. mb: {name: [K, n, ...]}. Returns metrics."""
-    actor_rows = {"log_std": agent.log_std}  # row k belongs to task k
-    critic_rows = dict(agent.popart.named_parameters())
+    # Parameters whose entry k belongs to task k alone
+    log_std = {"log_std": agent.log_std}
+    head = {"scale": agent.popart.scale, "bias": agent.popart.bias}
 
     # Lines 9 to 12: each task's losses and their gradients
-    actor, policy_metrics = per_task_gradients(policy_loss, agent.actor, actor_rows, mb, args)
-    critic, value_metrics = per_task_gradients(value_loss, agent.critic, critic_rows, mb, args)
+    actor_J, log_std_gradients, policy_metrics = per_task_gradients(
+        policy_loss, agent.actor, log_std, mb, args
+    )
+    critic_J, head_gradients, value_metrics = per_task_gradients(
+        value_loss, agent.critic, head, mb, args
+    )
 
-    # Section 2: all that the combiners need to know of the gradients
-    grams = torch.stack([gram(actor.shared), gram(critic.shared)])
+    # Section 2: the combiners need only the inner products of the gradients
+    grams = torch.stack([gram(actor_J), gram(critic_J)])
     actor_gram, critic_gram = grams.cpu().numpy()  # [K, K] each; the only wait for the GPU
-    stop_if_not_finite(actor_gram + critic_gram, args.tasks)
+    finite = np.isfinite(actor_gram + critic_gram).diagonal()
+    if not finite.all():
+        names = " ".join(np.array(args.tasks)[~finite])
+        fail(f"gradients that are not finite: {names}; the last checkpoint is good")
 
     # Line 13: FairGrad for the critic, G w = 1 / w (Theorem 1)
     fairgrad = solve_fairgrad(critic_gram, alpha=1.0)
@@ -412,41 +390,33 @@ def update_minibatch(agent, optimizer, mb, rng, args):
     actor_weights = actor_fairgrad.weights
 
     # PPO's gradient clip, each side on its own, and Adam's step
-    set_gradients(agent.critic, critic_rows, critic, critic_weights)
-    set_gradients(agent.actor, actor_rows, actor, actor_weights)
-    clip_grad_norm_([*agent.critic.parameters(), *critic_rows.values()], args.max_grad_norm)
-    clip_grad_norm_([*agent.actor.parameters(), *actor_rows.values()], args.max_grad_norm)
+    set_gradients(agent.critic, head, critic_J, head_gradients, critic_weights)
+    set_gradients(agent.actor, log_std, actor_J, log_std_gradients, actor_weights)
+    clip_grad_norm_([*agent.critic.parameters(), *head.values()], args.max_grad_norm)
+    clip_grad_norm_([*agent.actor.parameters(), *log_std.values()], args.max_grad_norm)
     optimizer.step()
 
     metrics = {tag: x.mean() for tag, x in (policy_metrics | value_metrics).items()}
     metrics |= gradient_metrics("actor", actor_gram, actor_weights)
     metrics |= gradient_metrics("critic", critic_gram, critic_weights)
-    metrics |= fairgrad_metrics(fairgrad, critic_gram)
-    of_actor = fairgrad_metrics(actor_fairgrad, actor_gram)
-    metrics |= {f"actor_{tag}": x for tag, x in of_actor.items()}
+    metrics |= {f"fairgrad/{name}": x for name, x in fairgrad._asdict().items()}
+    metrics |= {f"actor_fairgrad/{name}": x for name, x in actor_fairgrad._asdict().items()}
     return metrics
 
 
-def stop_if_not_finite(G, tasks):
-    bad = ~np.isfinite(G.diagonal())
-    if bad.any():
-        names = " ".join(np.array(tasks)[bad])
-        fail(f"gradients that are not finite: {names}; the last checkpoint is good")
-
-
-@torch.no_grad()
+@torch.no_grad()  # torch.func takes the gradients
 def update(agent, optimizer, rollout, rng, args):
     """Algorithm C.1 on one rollout. Returns metrics."""
     device = agent.log_std.device
-    obs = torch.from_numpy(rollout.obs).to(device)  # [K, E, 501, obs_dim]
-    actions = torch.from_numpy(rollout.actions).to(device)  # [K, E, 500, 4]
-    rewards = torch.from_numpy(rollout.rewards).to(device)  # [K, E, 500]
-    old_log_probs = agent.log_probs(obs[:, :, :-1], actions)  # the rollout's in all repeats
+    obs = torch.from_numpy(rollout["obs"]).to(device)  # [K, E, 501, obs_dim]
+    actions = torch.from_numpy(rollout["actions"]).to(device)  # [K, E, 500, 4]
+    rewards = torch.from_numpy(rollout["rewards"]).to(device)  # [K, E, 500]
+    old_log_probs = agent.log_probs(obs[:, :, :-1], actions)  # the rollout's, for all repeats
     task = torch.arange(len(obs), device=device)[:, None]  # [K, 1]
     totals = {}
 
     for repeat in bar(args.update_epochs, desc="update"):
-        # Values, advantages and returns of the critic as it is now (Table B.1)
+        # Advantages and returns by the critic as it is now (Table B.1: recompute advantage)
         values = agent.values(obs)  # [K, E, 501], raw
         advantages, returns = gae(rewards, values, args)  # [K, E, 500] each
         old_values = values[..., :-1]
@@ -463,7 +433,7 @@ def update(agent, optimizer, rollout, rng, args):
         }
         samples = {name: x.flatten(1, 2) for name, x in batch.items()}  # [K, T, ...]
 
-        # Line 6: each sample once, in minibatches with equal shares of all tasks
+        # Line 6: task-stratified minibatches
         for index in stratified_minibatches(len(obs), args, rng, device):  # [K, n]
             mb = {name: x[task, index] for name, x in samples.items()}  # [K, n, ...]
             metrics = update_minibatch(agent, optimizer, mb, rng, args)
@@ -481,23 +451,17 @@ def update(agent, optimizer, rollout, rng, args):
 # --- Environments
 
 
-class Episodes(NamedTuple):
-    """Whole episodes: [K, ...] of a round, [K, E, ...] of a rollout."""
-
-    obs: np.ndarray  # [..., 501, 39 + K]: the last one too, and the task's one-hot
-    actions: np.ndarray  # [..., 500, 4], before the environment clips them
-    rewards: np.ndarray  # [..., 500]
-    success: np.ndarray  # [...]: at any step
-
-
 def play_round(envs, actor, one_hot, noise):
-    """An episode in each of n environments, in step. Returns Episodes, [n, ...]. See Envs.play."""
+    """Plays one episode in each of n environments. Returns {name: [n, ...]}.
+
+    noise: [n, 500, 4], on the actor's mean; None: no noise, and a success ends the episode.
+    """
     n, num_tasks = one_hot.shape
     obs = np.zeros((n, EPISODE_STEPS + 1, OBS_DIM + num_tasks), np.float32)
     obs[:, :, OBS_DIM:] = one_hot[:, None]
     actions = np.zeros((n, EPISODE_STEPS, ACTION_DIM), np.float32)
     rewards = np.zeros((n, EPISODE_STEPS), np.float32)
-    success = np.zeros(n, bool)
+    success = np.zeros(n, bool)  # at any step of the episode
     for i, env in enumerate(envs):
         obs[i, 0, :OBS_DIM], _ = env.reset()
 
@@ -512,21 +476,20 @@ def play_round(envs, actor, one_hot, noise):
             obs[i, t + 1, :OBS_DIM] = next_obs
             rewards[i, t] = reward
             success[i] |= bool(info["success"])
-    return Episodes(obs, actions, rewards, success)
+    return {"obs": obs, "actions": actions, "rewards": rewards, "success": success}
 
 
 @torch.no_grad()
-def environment_worker(pipe, args, task_ids):
-    """A process with an environment for each of its tasks and a copy of the actor.
-
-    Nothing crosses between processes while a round of episodes is played.
-    """
+def worker(pipe, args, task_ids):
+    """A process that plays whole episodes of its tasks, with a copy of the actor."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the main process, and that us
     torch.set_num_threads(1)
-    benchmarks = [metaworld.MT1(args.tasks[k], seed=args.seed) for k in task_ids]  # 50 goals each
-    envs = []
-    for k, benchmark in zip(task_ids, benchmarks):
-        env_class = benchmark.train_classes[args.tasks[k]]
-        envs.append(env_class(reward_function_version=args.reward_version))
+    tasks = [args.tasks[k] for k in task_ids]
+    benchmarks = [metaworld.MT1(task, seed=args.seed) for task in tasks]  # 50 goals each
+    envs = [
+        benchmark.train_classes[task](reward_function_version=args.reward_version)
+        for task, benchmark in zip(tasks, benchmarks)
+    ]
     actor = Agent(len(args.tasks), args.hidden_sizes).actor
     one_hot = np.eye(len(args.tasks), dtype=np.float32)[task_ids]
 
@@ -539,99 +502,59 @@ def environment_worker(pipe, args, task_ids):
             pipe.send(play_round(envs, actor, one_hot, noise))
 
 
-class Envs:
-    """Meta-World, one environment for each task, shared out among a few processes."""
-
-    def __init__(self, args):
-        context = get_context("spawn")
-        num_tasks = len(args.tasks)
-        num_workers = min(args.num_workers or os.cpu_count(), num_tasks)
-        self.workers = []
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers leave Ctrl-C to us
-        for w in range(num_workers):
-            task_ids = np.arange(w, num_tasks, num_workers)  # neighbours are often slow
-            pipe, worker_pipe = context.Pipe()
-            process = context.Process(
-                target=environment_worker,
-                args=(worker_pipe, args, task_ids),
-                name=" ".join(args.tasks[k] for k in task_ids),
-                daemon=True,
-            )
-            process.start()
-            worker_pipe.close()
-            self.workers.append((pipe, process, task_ids))
-        signal.signal(signal.SIGINT, handler)
-
-    def play(self, agent, goals, noise=None):
-        """An episode of each task on goals [K], with noise [K, 500, 4] on the actor's mean.
-
-        Without noise an episode ends at its first success. Returns Episodes, [K, ...].
-        """
-        parameters = parameters_to_vector(agent.actor.parameters()).detach().cpu().numpy()
-        episodes = [None] * len(goals)  # of each task
-        try:
-            for pipe, process, task_ids in self.workers:
-                worker_noise = None if noise is None else noise[task_ids]
-                pipe.send((parameters, goals[task_ids], worker_noise))
-            for pipe, process, task_ids in self.workers:
-                for k, *episode in zip(task_ids, *pipe.recv()):
-                    episodes[k] = episode
-        except (EOFError, ConnectionError):
-            process.join(10)
-            fail(f"the process of {process.name} died ({process.exitcode})")
-        return Episodes(*(np.stack(x) for x in zip(*episodes)))
+def start_workers(args):
+    """Starts processes that share the tasks. Returns a pipe to each and the tasks it has."""
+    context = get_context("spawn")
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    num_workers = min(args.num_workers or cores, len(args.tasks))
+    workers = []
+    for w in range(num_workers):
+        task_ids = np.arange(w, len(args.tasks), num_workers)  # slow tasks are often neighbours
+        pipe, worker_pipe = context.Pipe()
+        context.Process(target=worker, args=(worker_pipe, args, task_ids), daemon=True).start()
+        worker_pipe.close()
+        workers.append((pipe, task_ids))
+    return workers
 
 
-def collect_episodes(envs, agent, rng, args):
-    """Algorithm C.1's rollout: T steps of each task, on random goals. Returns it and metrics."""
+def play(workers, actor, goals, noise=None):
+    """Plays an episode of each task on its goal of goals [K]. Returns {name: [K, ...]}."""
+    parameters = parameters_to_vector(actor.parameters()).detach().cpu().numpy()
+    try:
+        for pipe, task_ids in workers:
+            pipe.send((parameters, goals[task_ids], None if noise is None else noise[task_ids]))
+        rounds = [pipe.recv() for pipe, _ in workers]
+    except (EOFError, ConnectionError):
+        fail("a process with environments died, perhaps for lack of memory")
+    order = np.argsort(np.concatenate([task_ids for _, task_ids in workers]))
+    return {name: np.concatenate([r[name] for r in rounds])[order] for name in rounds[0]}
+
+
+def collect_rollout(workers, agent, rng, args):
+    """Plays T steps of each task on random goals (Algorithm C.1). Returns {name: [K, E, ...]}."""
     std = agent.log_std.detach().exp().cpu().numpy()  # [K, 4]
     rounds = []
     for _ in bar(args.num_steps // EPISODE_STEPS, desc="rollout"):
         goals = rng.integers(NUM_GOALS, size=len(std))
         noise = rng.standard_normal((len(std), EPISODE_STEPS, ACTION_DIM), np.float32)
-        rounds.append(envs.play(agent, goals, std[:, None] * noise))
-    rollout = Episodes(*(np.stack(x, axis=1) for x in zip(*rounds)))  # [K, E, ...]
-
-    # For an episode with a number that is not finite another one of its task stands in
-    finite = np.isfinite(rollout.obs).all(axis=(2, 3))  # [K, E]
-    finite &= np.isfinite(rollout.rewards).all(axis=2)
-    for k, e in np.argwhere(~finite):
-        if not finite[k].any():
-            fail(f"no finite episode of {args.tasks[k]}; the last checkpoint is good")
-        print(f"{SCRIPT}: replaced an episode of {args.tasks[k]}: not finite", file=sys.stderr)
-        for x in rollout:
-            x[k, e] = x[k, finite[k].argmax()]
-
-    return rollout, {
-        "train_success": rollout.success.mean(1),
-        "train_return": rollout.rewards.sum(2).mean(1),
-        "replaced_episodes": (~finite).sum(),
-    }
+        rounds.append(play(workers, agent.actor, goals, std[:, None] * noise))
+    return {name: np.stack([r[name] for r in rounds], axis=1) for name in rounds[0]}
 
 
 # --- Evaluation, logging, checkpoint
 
 
-def evaluation_due(collects, args):
-    """Whether the last of so many collects passed a multiple of --eval-interval or ends the run."""
-    passed = collects * args.collect_steps % args.eval_interval < args.collect_steps
-    return passed or collects == args.num_collects
-
-
-def evaluate(envs, agent, args, writer, step):
-    """The mean action, once on each goal (B.1). Logs success and returns rows of evals.csv."""
+def evaluate(workers, agent, args, writer, step):
+    """Plays the mean action, once on each goal (B.1). Returns rows for evals.csv."""
     rounds = []
     for goal in bar(args.eval_episodes, desc="evaluation"):
-        episodes = envs.play(agent, np.full(len(args.tasks), goal))
-        rounds.append((episodes.success, episodes.rewards.sum(1, dtype=float)))
+        episodes = play(workers, agent.actor, np.full(len(args.tasks), goal))
+        rounds.append((episodes["success"], episodes["rewards"].sum(1, dtype=float)))
     success, returns = np.mean(rounds, axis=0).round(4)  # [K] each
 
-    worst_first = np.sort(success)
-    metrics = {"eval_success": success}
-    for k in (1, 3, 5, 10, 20):
-        if k <= len(success):
-            metrics[f"eval/success_worst_{k}"] = worst_first[:k].mean()
+    metrics = {"eval_success": success, "eval/success_worst_5": np.sort(success)[:5].mean()}
     log(writer, args.tasks, step, metrics)
+    print(f"{step:,} steps, success {success.mean():.3f}", flush=True)
     return [
         (step, task, args.eval_episodes, rate, mean_return)
         for task, rate, mean_return in zip(args.tasks, success.tolist(), returns.tolist())
@@ -639,192 +562,141 @@ def evaluate(envs, agent, args, writer, step):
 
 
 def log(writer, tasks, step, metrics):
-    """Logs numbers, and K numbers under the tasks' names with their mean."""
+    """Logs a number as it is, and K numbers by their tasks' names and as their mean."""
     for tag, value in metrics.items():
         value = torch.as_tensor(value).cpu().numpy()
-        if value.ndim == 0:
-            writer.add_scalar(tag, value, step)
-            continue
-        writer.add_scalar(f"{tag}/mean", value.mean(), step)
-        for task, x in zip(tasks, value):
-            writer.add_scalar(f"{tag}/{task}", x, step)
+        if value.ndim == 1:
+            for task, x in zip(tasks, value):
+                writer.add_scalar(f"{tag}/{task}", x, step)
+            tag = f"{tag}/mean"
+        writer.add_scalar(tag, value.mean(), step)
 
 
 def fail(message):
-    print(f"{SCRIPT}: error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(f"{SCRIPT}: error: {message}")
 
 
-def print_progress(args, progress):
-    """A line with the time left: training and evaluation each at its own last pace."""
-    collects = progress["collects"]
-    coming = range(collects + 1, args.num_collects + 1)
-    seconds_left = len(coming) * progress["collect_seconds"]
-    seconds_left += sum(evaluation_due(c, args) for c in coming) * progress["evaluation_seconds"]
-    success = np.mean([row[3] for row in progress["evals"][-len(args.tasks) :]])
-    speed = args.collect_steps / progress["collect_seconds"]
-    print(
-        f"collect {collects}/{args.num_collects}, {collects * args.collect_steps:,} steps, "
-        f"success {success:.3f}, {speed:,.0f} steps/s, ETA {seconds_left / 3600:.2f} h",
-        flush=True,
-    )
-
-
-def write_file(path, data):
-    """Writes aside, then moves into place: a kill or a full disk leaves the old file whole."""
-    with open(f"{path}.tmp", "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.tmp", path)
-
-
-def save(args, agent, optimizer, progress):
-    """Writes evals.csv and the checkpoint."""
+def save(args, agent, optimizer, collects, evals):
+    """Writes evals.csv and the checkpoint. A kill leaves a whole checkpoint, old or new."""
     run_dir = Path(args.run_dir)
-    table = [("step", "task", "episodes", "success_rate", "mean_return"), *progress["evals"]]
+    table = [("step", "task", "episodes", "success_rate", "mean_return"), *evals]
     lines = [",".join(map(str, row)) + "\n" for row in table]
-    write_file(run_dir / "evals.csv", "".join(lines).encode())
-
-    buffer = BytesIO()
+    (run_dir / "evals.csv").write_text("".join(lines))
     checkpoint = {
         "script": SCRIPT,
-        "args": asdict(args) | {"run_dir": None},  # where the run is found
-        "progress": progress,
+        "args": asdict(args),
+        "collects": collects,
+        "evals": evals,
         "agent": agent.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    torch.save(checkpoint, buffer)
-    collects = progress["collects"]
+    torch.save(checkpoint, run_dir / "checkpoint.tmp")
     if args.keep_checkpoints_every and collects % args.keep_checkpoints_every == 0:
-        write_file(run_dir / f"checkpoint_{collects:05}.pt", buffer.getbuffer())
-    write_file(run_dir / "checkpoint.pt", buffer.getbuffer())
+        shutil.copy(run_dir / "checkpoint.tmp", run_dir / f"checkpoint_{collects:05}.pt")
+    os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
 
 
-def load_checkpoint(path):
-    """The run's flags and its checkpoint. Loading one executes nothing."""
+def load_checkpoint(run_dir):
+    """The checkpoint of the run in run_dir, None where there is none. Loading executes no code."""
+    path = Path(run_dir, "checkpoint.pt")
+    if not path.exists():
+        return None
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["script"] != SCRIPT:
-            raise ValueError(f"continue it with {checkpoint['script']}.py")
-        return Args(**checkpoint["args"]), checkpoint
-    except Exception as error:  # torch.load raises many kinds for files that are not its own
-        fail(f"{path} is not a whole checkpoint of {SCRIPT}.py: {error!r}")
+        checkpoint = torch.load(path, "cpu", weights_only=True)
+        checkpoint["args"] = Args(**checkpoint["args"])
+    except Exception as error:  # torch.load raises many kinds
+        fail(f"{path} is damaged, or not of {SCRIPT}.py: {error!r}")
+    if checkpoint["script"] != SCRIPT:
+        fail(f"{run_dir} has a run of {checkpoint['script']}.py, which continues it")
+    return checkpoint
 
 
 def parse_args():
-    """Returns the flags and, where --run-dir has a run, its checkpoint."""
+    """The flags. Where --run-dir has a run, those that are not given are the run's."""
     args = tyro.cli(Args, description=__doc__)
-    if args.run_dir is None:
-        now = time.strftime("%Y%m%d-%H%M%S")
-        args.run_dir = f"runs/{now}__{SCRIPT}__MT{len(args.tasks)}__{args.seed}"
-    path = Path(args.run_dir, "checkpoint.pt")
-    if not os.path.exists(path):  # False where the name is too long, too
-        return args, None
-
-    saved, checkpoint = load_checkpoint(path)
-    args = tyro.cli(Args, default=saved, description=__doc__)  # flags not given are the run's
-    names = [field.name for field in fields(Args)]
-    contradictions = [
-        f"{name} = {getattr(args, name)} (the run has {getattr(saved, name)})"
-        for name in names[: names.index("total_timesteps")]  # the others may change
-        if getattr(args, name) != getattr(saved, name)
-    ]
-    if contradictions:
-        fail(f"{args.run_dir} has a run with other flags: {', '.join(contradictions)}")
-    return args, checkpoint
+    checkpoint = load_checkpoint(args.run_dir)
+    if checkpoint:
+        args = tyro.cli(Args, default=checkpoint["args"], description=__doc__)
+    return args
 
 
-def open_run(args, first_step):
-    """Claims the run directory, writes args.json and starts TensorBoard there."""
-    if args.track and not find_spec("wandb"):
-        fail("--track: pip install wandb first, or go on with --no-track")
-    run_dir = Path(args.run_dir)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        fcntl.flock(os.open(run_dir, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)  # to the end
-    except BlockingIOError:
-        fail(f"--run-dir {run_dir}: another process is at this run")
-    except OSError as error:
-        fail(f"--run-dir {run_dir}: {error.strerror}; expected a directory to write to")
-
-    git = f"git -C '{Path(__file__).parent}'"
-    flags = {
-        "script": SCRIPT,
-        **asdict(args),
-        "commit": subprocess.getoutput(f"{git} rev-parse HEAD"),
-        "edits": subprocess.getoutput(f"{git} diff HEAD -- ':/*.py'"),
-        "packages": {package.name: package.version for package in distributions()},
-    }
-    write_file(run_dir / "args.json", json.dumps(flags, indent=2).encode())
+def open_run(args, first_collect):
+    """Writes what was started to args.json. Returns TensorBoard's writer."""
+    commit = None
+    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"]
+    with suppress(OSError):  # there is no git
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    flags = {"script": SCRIPT, "commit": commit, **asdict(args)}
+    name = f"args_{first_collect - 1:05}.json" if first_collect else "args.json"
+    os.makedirs(args.run_dir, exist_ok=True)
+    Path(args.run_dir, name).write_text(json.dumps(flags, indent=2))
     if args.track:
-        import wandb
+        try:
+            import wandb
 
-        name = run_dir.name
-        wandb.init(name=name, dir=run_dir, config=flags, resume="auto", sync_tensorboard=True)
-    return SummaryWriter(run_dir, purge_step=first_step)
+            wandb.init(dir=args.run_dir, config=flags, resume="auto", sync_tensorboard=True)
+        except Exception as error:  # not installed, or no login
+            fail(f"--track: {error}")
+    return SummaryWriter(args.run_dir, purge_step=first_collect * args.collect_steps)
 
 
 # --- Main
 
 
-def main(args, checkpoint):
+def main(args):
+    checkpoint = load_checkpoint(args.run_dir)
+    first_collect = checkpoint["collects"] + 1 if checkpoint else 0  # collect 0 only evaluates
+    if checkpoint:
+        names = list(asdict(args))
+        for name in names[: names.index("total_timesteps")]:
+            if getattr(args, name) != getattr(checkpoint["args"], name):
+                fail(f"{args.run_dir} has a run with another {name}")
+    if first_collect > args.num_collects:
+        print(f"{SCRIPT}: {args.run_dir} is finished; a larger --total-timesteps continues it")
+        return
+
     torch.set_num_threads(args.torch_threads or torch.get_num_threads())
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     agent = Agent(len(args.tasks), args.hidden_sizes).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, eps=args.adam_eps)
-    progress = {"collects": 0, "evals": [], "collect_seconds": 0.0, "evaluation_seconds": 0.0}
+    evals = checkpoint["evals"] if checkpoint else []  # rows of evals.csv
     if checkpoint:
         agent.load_state_dict(checkpoint["agent"])
         optimizer.load_state_dict(checkpoint["optimizer"])
-        progress = checkpoint["progress"]
-    if progress["collects"] >= args.num_collects:
-        print(f"{SCRIPT}: {args.run_dir} is finished; a larger --total-timesteps continues it")
-        return
 
-    num_parameters = sum(p.numel() for p in agent.parameters())
-    print(f"{SCRIPT}: K = {len(args.tasks)}, {num_parameters:,} parameters, device {device}")
-    print(f"to continue: python {sys.argv[0]} --run-dir {args.run_dir}", flush=True)
-    writer = open_run(args, progress["collects"] * args.collect_steps + bool(checkpoint))
-    envs = Envs(args)
+    writer = open_run(args, first_collect)
+    workers = start_workers(args)
+    start = f"after {first_collect - 1} collects" if checkpoint else "new run"
+    budget = f"{args.total_timesteps:,} steps of MT{len(args.tasks)}"
+    print(f"{SCRIPT}: {start}, {budget}, seed {args.seed}, on {device}")
+    print("to continue:", shlex.join(["python", __file__, "--run-dir", args.run_dir]), flush=True)
 
-    def evaluate_and_save():
-        collects = progress["collects"]
-        if evaluation_due(collects, args):
+    for collect in range(first_collect, args.num_collects + 1):
+        step = collect * args.collect_steps
+        if collect > 0:
+            rng = np.random.default_rng([args.seed, collect - 1])  # so that continuing is exact
             began = time.time()
-            step = collects * args.collect_steps
-            progress["evals"] += evaluate(envs, agent, args, writer, step)
-            progress["evaluation_seconds"] = time.time() - began
+            rollout = collect_rollout(workers, agent, rng, args)
+            collected = time.time()
+            metrics = update(agent, optimizer, rollout, rng, args)
+            ended = time.time()
+            metrics["train_success"] = rollout["success"].mean(1)
+            metrics["train_return"] = rollout["rewards"].sum(2).mean(1)
+            metrics["speed/rollout_steps_per_second"] = args.collect_steps / (collected - began)
+            metrics["speed/update_steps_per_second"] = args.collect_steps / (ended - collected)
+            log(writer, args.tasks, step, metrics)
+            hours = (args.num_collects - collect) * (ended - began) / 3600
+            print(f"{step:,} steps, {hours:.1f} hours to go", flush=True)
+
+        if step % args.eval_interval < args.collect_steps or collect == args.num_collects:
+            evals += evaluate(workers, agent, args, writer, step)
         writer.flush()
-        save(args, agent, optimizer, progress)
-
-    if not checkpoint:
-        evaluate_and_save()
-    while progress["collects"] < args.num_collects:
-        rng = np.random.default_rng([args.seed, progress["collects"]])  # to continue is exact
-        began = time.time()
-        rollout, metrics = collect_episodes(envs, agent, rng, args)
-        collected = time.time()
-        metrics |= update(agent, optimizer, rollout, rng, args)
-        ended = time.time()
-
-        progress["collects"] += 1
-        progress["collect_seconds"] = ended - began
-        metrics["speed/rollout_steps_per_second"] = args.collect_steps / (collected - began)
-        metrics["speed/update_steps_per_second"] = args.collect_steps / (ended - collected)
-        log(writer, args.tasks, progress["collects"] * args.collect_steps, metrics)
-        evaluate_and_save()
-        print_progress(args, progress)
-    print(f"{SCRIPT}: {args.run_dir} is finished")
+        save(args, agent, optimizer, collect, evals)
 
 
 if __name__ == "__main__":
-    args, checkpoint = parse_args()
     try:
-        main(args, checkpoint)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one is enough
-        sys.exit(f"\nstopped; to continue: python {sys.argv[0]} --run-dir {args.run_dir}")
-    except OSError as error:
-        fail(f"{error}; the last checkpoint is good")
+        main(parse_args())
+    except (KeyboardInterrupt, OSError) as error:  # Ctrl-C, or a full disk
+        fail(repr(error))
