@@ -1,13 +1,13 @@
 """One collect's update (Algorithm C.1 after the rollout), once more, plainly and slowly.
 
-This is the second definition that the training scripts are compared with.
+This is the second definition that the training scripts are compared with, written from the paper.
 It shares no code with them, and prefers the textbook's form to the fast one everywhere:
-fp64, one backward pass per task, real gradient vectors, scipy for the combiners, Adam by hand.
+fp64, one backward pass per task, real gradient vectors, convex programs, Adam by hand.
 
 K tasks, E episodes a task, S steps an episode, N = E * S samples a task, D shared parameters.
 Sample e * S + s of a task is step s of its episode e.
-A "side" is the actor (its network and the log-std rows) or the critic (its network and PopArt's
-rows). A row is a parameter that belongs to one task. A network is shared by all tasks.
+A "side" is the actor (its network and the log-std) or the critic (its network and PopArt's heads).
+A network is shared by all tasks; of log-std and heads, each task has a row of its own.
 """
 
 import math
@@ -15,26 +15,32 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize, root
+from scipy.optimize import minimize
 
 SIGMA_FLOOR = 1e-4
 LAYER_NORM_EPS = 1e-5  # torch.nn.LayerNorm's default
 ADVANTAGE_EPS = 1e-8
-BETA_1 = 0.9
-BETA_2 = 0.999
+BETA_1, BETA_2 = 0.9, 0.999  # Adam's
 
 
 class Variant(NamedTuple):
     """What tells one training script from another."""
 
-    actor_layer_norm: bool
-    critic_layer_norm: bool
+    layer_norm: tuple[str, ...]  # the sides that have it
     popart: str  # none, welford or ema
     actor: str  # mean, fairgrad, pcgrad or cagrad
     critic: str  # the same four
 
 
-# Networks
+def random_rollout(num_tasks, episodes, steps, seed=0):
+    """A collect of noise, with rewards that differ from task to task by orders of magnitude."""
+    rng = np.random.default_rng(seed)
+    scales = 10.0 ** np.linspace(-1, 1.5, num_tasks)[:, None, None]
+    return {
+        "obs": rng.normal(size=(num_tasks, episodes, steps + 1, 39 + num_tasks)),
+        "actions": rng.normal(size=(num_tasks, episodes, steps, 4)),
+        "rewards": scales * (rng.normal(size=(num_tasks, episodes, steps)) + 0.5),
+    }
 
 
 def network_names(state, side):
@@ -52,23 +58,18 @@ def row_names(variant, side):
     return ["popart.scale", "popart.bias"]
 
 
-def layer_norm(x, weight, bias):
-    """Each sample's features at mean 0 and variance 1, then scaled and shifted."""
-    mean = x.mean(dim=-1, keepdim=True)
-    variance = ((x - mean) ** 2).mean(dim=-1, keepdim=True)
-    return (x - mean) / torch.sqrt(variance + LAYER_NORM_EPS) * weight + bias
-
-
-def network(parameters, side, has_layer_norm, x):
+def network(variant, parameters, side, x):
     """The output of the side's multi-layer perceptron on x."""
     last = max(int(name.split(".")[1]) for name in network_names(parameters, side))
     index = 0
     while index < last:
         # A hidden layer: Linear, ReLU or Linear without bias, LayerNorm, ReLU.
         x = x @ parameters[f"{side}.{index}.weight"].T
-        if has_layer_norm:
+        if side in variant.layer_norm:
             norm = f"{side}.{index + 1}"
-            x = layer_norm(x, parameters[norm + ".weight"], parameters[norm + ".bias"])
+            x = x - x.mean(dim=-1, keepdim=True)
+            x = x / torch.sqrt((x**2).mean(dim=-1, keepdim=True) + LAYER_NORM_EPS)
+            x = x * parameters[norm + ".weight"] + parameters[norm + ".bias"]
             index += 3
         else:
             x = x + parameters[f"{side}.{index}.bias"]
@@ -83,12 +84,9 @@ def log_probability(mean, log_std, action):
     return (-0.5 * z**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
 
 
-# Values and advantages
-
-
 def raw_values(variant, state, k, obs):
     """V of task k, in units of return: h, or sigma * (scale * h + bias) + mu with PopArt."""
-    h = network(state, "critic", variant.critic_layer_norm, obs).squeeze(-1)
+    h = network(variant, state, "critic", obs).squeeze(-1)
     if variant.popart == "none":
         return h
     u = state["popart.scale"][k] * h + state["popart.bias"][k]
@@ -102,39 +100,22 @@ def normalised(variant, state, x):
     return (x - state["popart.mu"][:, None]) / state["popart.sigma"][:, None]
 
 
-def episode_advantages(args, rewards, values):
-    """GAE of one episode by its definition, A_t = sum over j >= t of (gamma lambda)^(j-t) delta_j.
-
-    values has one more entry than rewards: the value of the true final observation.
-    The episode is truncated, so that value counts, unless args.bootstrap_truncation is off.
-    """
-    steps = len(rewards)
-    values = values.clone()
-    if not args.bootstrap_truncation:
-        values[steps] = 0.0
-    deltas = rewards + args.gamma * values[1:] - values[:-1]
-    advantages = torch.zeros_like(rewards)
-    for t in range(steps):
-        powers = torch.arange(steps - t, dtype=torch.float64)
-        discounts = (args.gamma * args.gae_lambda) ** powers
-        advantages[t] = (discounts * deltas[t:]).sum()
-    return advantages
-
-
 def values_and_advantages(variant, args, state, rollout):
-    """V and A of every sample with the current critic, both raw and [K, N]."""
+    """V and A of every sample with the current critic, both raw and [K, N].
+
+    GAE by its definition, A_t = sum over j >= t of (gamma lambda)^(j - t) delta_j. The episode is
+    truncated, so the value of its last observation counts, unless args.bootstrap_truncation is off.
+    """
     rewards = rollout["rewards"]
-    tasks, episodes, _ = rewards.shape
-    obs = rollout["obs"]
-    values = torch.stack([raw_values(variant, state, k, obs[k]) for k in range(tasks)])
-    advantages = torch.zeros_like(rewards)
-    for k in range(tasks):
-        for e in range(episodes):
-            advantages[k, e] = episode_advantages(args, rewards[k, e], values[k, e])
-    return values[:, :, :-1].flatten(1, 2), advantages.flatten(1, 2)
-
-
-# PopArt
+    steps = rewards.shape[-1]
+    values = torch.stack([raw_values(variant, state, k, x) for k, x in enumerate(rollout["obs"])])
+    next_values = values[..., 1:].clone()
+    if not args.bootstrap_truncation:
+        next_values[..., -1] = 0.0
+    deltas = rewards + args.gamma * next_values - values[..., :-1]
+    lags = torch.arange(steps)[:, None] - torch.arange(steps)  # [j, t]: j - t
+    discounts = (args.gamma * args.gae_lambda) ** lags.double() * (lags >= 0)
+    return values[..., :-1].flatten(1), (deltas @ discounts).flatten(1)
 
 
 def popart_update(variant, args, state, returns):
@@ -170,12 +151,9 @@ def popart_update(variant, args, state, returns):
     state["popart.sigma"] = new_sigma
 
 
-# Losses
-
-
 def actor_loss(variant, args, parameters, batch):
     """One task's clipped surrogate less its entropy bonus."""
-    mean = network(parameters, "actor", variant.actor_layer_norm, batch["obs"])
+    mean = network(variant, parameters, "actor", batch["obs"])
     log_std = parameters["log_std"]
     ratio = torch.exp(log_probability(mean, log_std, batch["actions"]) - batch["old_log_prob"])
     clipped_ratio = torch.clamp(ratio, 1 - args.clip_coef, 1 + args.clip_coef)
@@ -192,7 +170,7 @@ def actor_loss(variant, args, parameters, batch):
 
 def critic_loss(variant, args, parameters, batch):
     """One task's value loss: in its normalised space with PopArt, in raw space without."""
-    value = network(parameters, "critic", variant.critic_layer_norm, batch["obs"]).squeeze(-1)
+    value = network(variant, parameters, "critic", batch["obs"]).squeeze(-1)
     if variant.popart != "none":
         value = parameters["popart.scale"] * value + parameters["popart.bias"]
     error = (value - batch["returns"]) ** 2
@@ -221,42 +199,35 @@ def task_gradients(variant, args, state, side, batches):
             parameter.requires_grad_(True)
 
         loss = loss_function(variant, args, parameters, batch)
-        gradients = torch.autograd.grad(loss, list(parameters.values()))
-        gradients = dict(zip(parameters, gradients))
+        gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()))))
         flats.append(torch.cat([gradients[name].flatten() for name in shared]))
         for name in own:
             rows[name].append(gradients[name])
-    return torch.stack(flats), rows
+    return torch.stack(flats), {name: torch.stack(x) for name, x in rows.items()}
 
 
-# Combiners
-#
 # A combiner takes the tasks' flat gradients, J [K, D], to a direction d [D] and to weights [K]
 # with d = weights @ J. The weights are what scales the tasks' own rows.
 
 
 def combine_mean(jacobian):
     """The average gradient."""
-    count = len(jacobian)
-    return jacobian.mean(dim=0), np.full(count, 1 / count)
+    return jacobian.mean(dim=0), np.full(len(jacobian), 1 / len(jacobian))
 
 
-def combine_pcgrad(jacobian, order):
+def combine_pcgrad(jacobian, orders):
     """PCGrad: each gradient loses its part along every other one that it conflicts with.
 
-    order[i] says in which order g_i meets the others. The projected gradients are averaged.
+    orders[i] says in which order g_i meets the others. The projected gradients are averaged.
     """
     count = len(jacobian)
     projected = []
     coefficients = np.eye(count)
     for i in range(count):
         g = jacobian[i].clone()
-        for j in order[i]:
-            j = int(j)
-            if j == i:
-                continue
+        for j in orders[i]:
             inner = torch.dot(g, jacobian[j]).item()
-            if inner < 0:
+            if j != i and inner < 0:
                 share = inner / torch.dot(jacobian[j], jacobian[j]).item()
                 g = g - share * jacobian[j]
                 coefficients[i, j] -= share
@@ -276,16 +247,14 @@ def combine_cagrad(jacobian, c):
     uniform = np.full(count, 1 / count)
     gram = gram / (uniform @ gram @ uniform)
 
-    def objective(x):
-        return uniform @ gram @ x + c * math.sqrt(x @ gram @ x)
-
-    def slope(x):
-        return gram @ uniform + c * (gram @ x) / math.sqrt(x @ gram @ x)
+    def objective_and_slope(x):
+        norm = math.sqrt(x @ gram @ x)
+        return uniform @ gram @ x + c * norm, gram @ uniform + c * (gram @ x) / norm
 
     solution = minimize(
-        objective,
+        objective_and_slope,
         uniform,
-        jac=slope,
+        jac=True,
         method="SLSQP",
         bounds=[(0, 1)] * count,
         constraints={"type": "eq", "fun": lambda x: x.sum() - 1, "jac": np.ones_like},
@@ -294,7 +263,8 @@ def combine_cagrad(jacobian, c):
     x = np.maximum(solution.x, 0)
     x = x / x.sum()
     # No point of the simplex lies lower than this gap below the found one: the problem is convex.
-    gap = x @ slope(x) - slope(x).min()
+    slope = objective_and_slope(x)[1]
+    gap = x @ slope - slope.min()
     if not gap < 1e-6:
         raise ArithmeticError(f"CAGrad's minimum was missed, by up to {gap:.0e} of |g0|^2")
 
@@ -308,29 +278,16 @@ def combine_cagrad(jacobian, c):
 def solve_fairgrad(gram):
     """The x > 0 with x_k (G x)_k = 1 for every k, for a Gram with a unit diagonal.
 
-    With x = e^y this is a root in y. If the search from y = 0 fails, the Gram is reached from the
-    identity, whose solution y = 0 is, in small steps.
+    It minimises x G x / 2 - sum of log x_k, for which damped Newton steps converge from anywhere.
     """
-    count = len(gram)
-    identity = np.eye(count)
-
-    def residual(y, matrix):
-        x = np.exp(y)
-        return x * (matrix @ x) - 1
-
-    def jacobian(y, matrix):
-        x = np.exp(y)
-        return x[:, None] * matrix * x[None, :] + np.diag(x * (matrix @ x))
-
-    for steps in (1, 10, 100, 1000):
-        y = np.zeros(count)
-        for step in range(1, steps + 1):
-            matrix = identity + step / steps * (gram - identity)
-            with np.errstate(over="ignore", invalid="ignore"):
-                y = root(residual, y, args=(matrix,), jac=jacobian, tol=1e-15).x
-        if np.abs(residual(y, gram)).max() < 1e-12:
-            return np.exp(y)
-    raise ArithmeticError("FairGrad's equations were not solved to 1e-12; are gradients opposed?")
+    x = np.ones(len(gram))
+    for _ in range(200):
+        gradient = gram @ x - 1 / x
+        step = np.linalg.solve(gram + np.diag(1 / x**2), gradient)
+        x = x - step / (1 + math.sqrt(gradient @ step))
+    if not np.abs(x * (gram @ x) - 1).max() < 1e-12:
+        raise ArithmeticError("FairGrad's equations were not solved to 1e-12: opposed gradients?")
+    return x
 
 
 def combine_fairgrad(jacobian):
@@ -350,20 +307,13 @@ def combine_fairgrad(jacobian):
     return weights @ jacobian, weights.numpy()
 
 
-def combine(args, combiner, jacobian, order):
+def combine(args, combiner, jacobian, rng):
     """The direction and the weights of the named combiner."""
-    if combiner == "mean":
-        return combine_mean(jacobian)
     if combiner == "pcgrad":
-        return combine_pcgrad(jacobian, order)
+        return combine_pcgrad(jacobian, [rng.permutation(len(jacobian)) for _ in jacobian])
     if combiner == "cagrad":
         return combine_cagrad(jacobian, args.cagrad_c)
-    if combiner == "fairgrad":
-        return combine_fairgrad(jacobian)
-    raise ValueError(f"no combiner is called {combiner!r}")
-
-
-# Optimizer
+    return {"mean": combine_mean, "fairgrad": combine_fairgrad}[combiner](jacobian)
 
 
 def clip_to_norm(gradients, max_norm):
@@ -386,9 +336,6 @@ def adam(args, state, gradients, step):
         state["adam_v." + name] = v
 
 
-# The update
-
-
 def by_name(state, side, direction, weights, rows):
     """The combined gradient by parameter name: the network's direction, each row by its weight."""
     gradients = {}
@@ -397,46 +344,47 @@ def by_name(state, side, direction, weights, rows):
         size = state[name].numel()
         gradients[name] = direction[start : start + size].reshape(state[name].shape)
         start += size
-    for name in rows:
-        scaled = [float(weight) * gradient for weight, gradient in zip(weights, rows[name])]
-        gradients[name] = torch.stack(scaled)
+    for name, x in rows.items():
+        gradients[name] = torch.einsum("k,k...->k...", torch.as_tensor(weights), x)
     return gradients
 
 
-def plain_update(variant, args, state, rollout, minibatches, orders):
+def stratified_minibatches(args, rng, tasks):
+    """A pass's minibatches: the samples of each task, [K, n], in an order of the task's own."""
+    orders = np.tile(np.arange(args.num_steps), (tasks, 1))
+    return np.array_split(rng.permuted(orders, axis=1), args.num_minibatches, axis=1)
+
+
+def plain_update(variant, args, state, rollout, rng):
     """One collect's whole update. Returns the new state and a log; the old state is left alone.
 
     state: parameters, PopArt's statistics and Adam's averages, by name.
     rollout: obs [K, E, S + 1, .], whose last is the true final observation, actions [K, E, S, 4]
     and rewards [K, E, S].
-    minibatches[repeat][m]: the samples of each task, [K, n].
-    orders[repeat][m][side]: the order in which PCGrad lets each task's gradient meet the others.
+    rng: it draws what the scripts draw, in their order: a pass's minibatches, and for PCGrad the
+    critic's orders before the actor's.
     """
     state = {name: x.clone() if torch.is_tensor(x) else x for name, x in state.items()}
+    rollout = {name: torch.from_numpy(x) for name, x in rollout.items()}
     tasks = len(rollout["rewards"])
     obs = rollout["obs"][:, :, :-1].flatten(1, 2)
     actions = rollout["actions"].flatten(1, 2)
-    sides = {"actor": variant.actor, "critic": variant.critic}
-    per_minibatch = ["actor_weights", "critic_weights", "actor_gram", "critic_gram"]
-    log = {name: [] for name in [*per_minibatch, "advantages", "returns"]}
+    log = {}
 
     # The old log-probabilities are those of the policy that made the rollout, in all repeats.
     old_log_probs = []
     for k in range(tasks):
-        mean = network(state, "actor", variant.actor_layer_norm, obs[k])
+        mean = network(variant, state, "actor", obs[k])
         old_log_probs.append(log_probability(mean, state["log_std"][k], actions[k]))
 
-    for repeat, repeat_minibatches in enumerate(minibatches):
+    for repeat in range(args.update_epochs):
         # Values, advantages and returns are those of the current critic, in raw space.
         values, advantages = values_and_advantages(variant, args, state, rollout)
         returns = advantages + values
-        log["advantages"].append(advantages.numpy().copy())
-        log["returns"].append(returns.numpy().copy())
 
         if repeat == 0:
             unexplained = (returns - values).var(dim=1, correction=0)
-            total = returns.var(dim=1, correction=0)
-            log["explained_variance"] = (1 - unexplained / total).numpy()
+            log["explained_variance"] = 1 - unexplained / returns.var(dim=1, correction=0)
             # The statistics see each collect once.
             if variant.popart != "none":
                 popart_update(variant, args, state, returns)
@@ -449,21 +397,24 @@ def plain_update(variant, args, state, rollout, minibatches, orders):
             "returns": normalised(variant, state, returns),
             "old_values": normalised(variant, state, values),
         }
-        for m, indices in enumerate(repeat_minibatches):
-            batches = []
-            for k in range(tasks):
-                chosen = torch.as_tensor(indices[k]).long()
-                batches.append({name: x[k][chosen] for name, x in samples.items()})
-
+        for indices in stratified_minibatches(args, rng, tasks):
+            batches = [
+                {name: x[k][chosen] for name, x in samples.items()}
+                for k, chosen in enumerate(indices)
+            ]
             # The sides share nothing, so it does not matter which one steps first.
             state["adam_step"] = state["adam_step"] + 1
-            for side, combiner in sides.items():
+            for side, combiner in (("critic", variant.critic), ("actor", variant.actor)):
                 jacobian, rows = task_gradients(variant, args, state, side, batches)
-                order = orders[repeat][m][side] if combiner == "pcgrad" else None
-                direction, weights = combine(args, combiner, jacobian, order)
+                direction, weights = combine(args, combiner, jacobian, rng)
                 gradients = by_name(state, side, direction, weights, rows)
                 gradients = clip_to_norm(gradients, args.max_grad_norm)
                 adam(args, state, gradients, float(state["adam_step"]))
-                log[side + "_weights"].append(weights)
-                log[side + "_gram"].append((jacobian @ jacobian.T).numpy())
-    return state, log
+
+                # Each task's gradient, and its part in the combined one, w_k <g_k, d>.
+                norms = jacobian.norm(dim=1)
+                contributions = torch.as_tensor(weights) * (jacobian @ direction)
+                log.setdefault(side + "_gradient_norm", []).append(norms)
+                log.setdefault(side + "_contribution", []).append(contributions)
+    means = {name: torch.stack(x).mean(0) for name, x in log.items() if isinstance(x, list)}
+    return state, log | means

@@ -1,71 +1,67 @@
-"""The pages of results and choices, and the tables beside them, are what their programs write.
+"""Pages: what stands in slots comes from results/, and links lead somewhere."""
 
-Each page names the command that made it. It is run again into another folder, with the notes that
-were written by hand, and every Markdown file has to come out the same. Figures are drawn, but not
-compared: their pixels depend on the fonts.
-"""
-
-import os
 import re
-import shlex
-import shutil
-import subprocess
 import sys
+from functools import cache
 
+import numpy as np
+import pandas as pd
 import pytest
 from scripts import ROOT
 
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "paper")]
+import fill  # noqa: E402
 
-def made_again(page, folder):
-    """Runs a page's own command, with its files under folder. Returns the files' texts by path."""
-    command = re.search(r"Made by `python (paper/\w+\.py .+?)`", (ROOT / page).read_text())[1]
-    words = [
-        str(folder / word) if before in ("--out", "--page", "--choices") else word
-        for before, word in zip(["", *shlex.split(command)], shlex.split(command))
-    ]
-    process = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
-    assert process.returncode == 0, process.stderr
-    assert process.stderr == ""
-
-    # What names the folder or leads out of it
-    to_root = re.escape(os.path.relpath(ROOT, (folder / page).parent))
-
-    def from_the_page(link):
-        return os.path.relpath(ROOT / link[1], (ROOT / page).parent)
-
-    return {
-        str(path.relative_to(folder)): re.sub(
-            rf"{to_root}/([^)]*)", from_the_page, path.read_text().replace(f"{folder}/", "")
-        )
-        for path in folder.glob("**/*.md")
-    }
+PAGES = ["README.md", "CONTRIBUTING.md", "results/README.md"]
+PAGES += [f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize(
-    "page, out",
-    [
-        ("docs/results.md", "results/paper"),
-        ("results/mt10/full/README.md", "results/mt10/full/paper"),
-    ],
-)
-def test_results(page, out, tmp_path):
-    kept = ROOT / out
-    (tmp_path / out).mkdir(parents=True)
-    for note in kept.glob("*_note.md"):
-        shutil.copy(note, tmp_path / out)
-    texts = made_again(page, tmp_path)
-    committed = {f"{out}/{path.name}" for path in kept.glob("*.md")}
-    of_another_program = {"results/paper/overview.md"}
-    assert texts.keys() == committed - of_another_program | {page}
-    for path, text in texts.items():
-        assert text == (ROOT / path).read_text(), path
-    drawn = {path.name for path in (tmp_path / out).glob("*.png")}
-    assert drawn == {path.name for path in kept.glob("*.png")} - {"overview.png"}
+@cache
+def headings(page):
+    """The anchors that GitHub gives a page's headings."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
-def test_choices(tmp_path):
-    shutil.copytree(ROOT / "results/choices", tmp_path / "results/choices")
-    texts = made_again("docs/choices.md", tmp_path)
-    assert texts["docs/choices.md"] == (ROOT / "docs/choices.md").read_text()
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_slots_hold_what_results_say(page):
+    text = (ROOT / page).read_text()
+    assert fill.filled(text) == text, f"python tools/fill.py {page}"
+    assert text.count("<!--= ") == text.count("<!--/-->") == len(fill.SLOT.findall(text))
+
+
+def test_a_changed_digit_in_any_slot_is_found():
+    text = (ROOT / "docs/results.md").read_text()
+    slots = list(fill.SLOT.finditer(text))
+    assert len(slots) > 20
+    values = {slot[0]: eval(slot[2], vars(fill)) for slot in slots}
+    for slot in slots:
+        at = next(i for i in range(*slot.span(4)) if text[i].isdigit())
+        changed = text[:at] + str(9 - int(text[at])) + text[at + 1 :]
+        again = fill.SLOT.search(changed, slot.start())
+        assert again[4].strip() != values[slot[0]], slot[2]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page):
+    page = ROOT / page
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith(("http:", "https:", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        if anchor and file.suffix == ".md":
+            assert anchor in headings(file), target
+
+
+def test_helpers_agree_with_the_files():
+    """fill.py's numbers, computed once more from evals.csv."""
+    folders = [ROOT / f"results/mt50/no_clip_vanilla_mtppo__{seed}" for seed in (1, 2)]
+    evals = [pd.read_csv(folder / "evals.csv").query("step == 4_000_000") for folder in folders]
+    rates = [100 * np.sort(x.success_rate) for x in evals]
+    which = ("Vanilla MT-PPO, no value clip", "MT50", 4)
+    assert fill.each(*which) == f"{rates[0].mean():.1f}, {rates[1].mean():.1f}"
+    assert fill.mean(*which, 30) == f"{np.mean([x[:30].mean() for x in rates]):.1f}"
+    assert fill.one("mt50/no_clip_vanilla_mtppo__2", 4) == f"{rates[1].mean():.1f}"
+    assert fill.each("TOPPO", "MT50", 99) == fill.mean("TOPPO", "MT50", 99) == "–"
