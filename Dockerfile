@@ -9,6 +9,5 @@ ENV MUJOCO_GL=osmesa
 ENV MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=1073741824
 WORKDIR /toppo
 COPY . .
-RUN pip install --no-cache-dir \
-    -r requirements-dev.txt -r requirements-envpool.txt -r requirements-sweep.txt
+RUN pip install --no-cache-dir -r requirements-dev.txt
 CMD ["python", "toppo_mt50.py", "--help"]
