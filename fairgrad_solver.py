@@ -41,8 +41,8 @@ alpha = 1, f is self-concordant, so that a step shortened to 1 / (1 + Newton dec
 rule whatever K, the norms and the angles are (Boyd and Vandenberghe).
 
 In fp64 the solution is lost when ||d|| < 1e-5 sum_k ||w_k g_k||, that is, when 0 is that close to
-the convex hull of the normalised gradients. This ends in a logged fallback (Remark 1). For
-alpha != 1 so do gradients close to opposed that differ much in norm.
+the convex hull of the normalised gradients. This ends in a logged fallback (Remark 1). Elsewhere
+Newton ends where the residual is at tol, or no larger than what rounding makes of it.
 
 References
 ----------
@@ -68,7 +68,9 @@ TINY = np.finfo(np.float64).tiny
 SMALL_STEP = 1e-5
 # ||d|| / sum_k ||w_k g_k|| at which rounding, eps over its square, becomes as large as SMALL_STEP.
 OPPOSED = 1e-5
-# A tier's answer is taken up to this residual above tol, if rounding lets it fall no further.
+# Newton's answer is taken where |B x - t| is this small beside |B| x + t: what is left is rounding.
+ROUNDING = 1e-12
+# Tier 2's answer is taken up to this residual.
 ACCEPTED = 1e-3
 
 
@@ -110,7 +112,7 @@ def solve_fairgrad(
         Fairness, any finite number > 0.
     tol : float
         Newton stops when the 2-norm of the residual is below, or where rounding lets it fall no
-        further (see Notes).
+        further (see Notes). Any finite number > 0.
     max_iterations : int
         Newton steps before Tier 2, 0 or more. The paper's, and its tol, are in Table B.1.
 
@@ -122,10 +124,10 @@ def solve_fairgrad(
     Raises
     ------
     ValueError
-        If gram is not [K, K] with K >= 1, holds NaN or Inf (the message names the tasks, from 0),
-        is not symmetric to 1e-5 of the norms, or cannot be a Gram matrix because a squared norm is
-        negative or an inner product is more than twice the product of the norms; if alpha is not
-        a finite number > 0, or max_iterations is negative.
+        If gram is not [K, K] with K >= 1, is complex, holds NaN or Inf (the message names the
+        tasks, from 0), is not symmetric to 1e-5 of the norms, or cannot be a Gram matrix because a
+        squared norm is negative or an inner product is more than twice the product of the norms;
+        if alpha or tol is not a finite number > 0, or max_iterations is negative.
 
     Notes
     -----
@@ -135,15 +137,18 @@ def solve_fairgrad(
 
     For alpha = 1 the residual bounds the weights' error: ||dw / w|| <= sqrt(K) residual to first
     order. Rounding makes it uncertain by eps sum_j |G_kj| w_j / (G w)_k, which is much for
-    gradients close to opposed, and for alpha != 1 and a wide spread of norms. There a result may
-    have a residual between tol and 1e-3 without a flag; above that it is a fallback.
+    gradients close to opposed, and for alpha != 1 and a wide spread of norms. There a result has a
+    residual above tol without a flag, although |G w - w^(-1/alpha)| is at most 1e-12 of
+    |G| w + w^(-1/alpha).
 
     A matrix that is no Gram matrix for another reason than those above is not noticed: that would
     take its eigenvalues, which cost more than the weights. For alpha != 1 an inner product has to
     be more than twice the largest squared norm, after the rescaling, to be noticed.
     """
+    if np.iscomplexobj(gram):
+        raise ValueError("gram is complex; expected real inner products")
     gram = np.asarray(gram, dtype=np.float64)
-    _check(gram, alpha, max_iterations)
+    _check(gram, alpha, tol, max_iterations)
     squared_norms = gram.diagonal()
     if squared_norms.min() < TINY:
         return _solve_without_zero_rows(gram, alpha, tol, max_iterations)
@@ -168,6 +173,7 @@ def solve_fairgrad(
     x, residual, iterations, converged = _newton(b, diagonal, beta, x, tol, max_iterations)
     if converged:
         return FairGradResult(scale * x, residual, iterations)
+    opposed = _opposed(x, diagonal, x.dot(b.dot(x)))
 
     # Tier 2: scipy
     x, residual = _least_squares(b, diagonal, beta, x)
@@ -183,8 +189,8 @@ def solve_fairgrad(
     error = b.sum(axis=1) / diagonal - 1.0
     residual = float(np.abs(error).max())
     logger.warning(
-        "FairGrad Tier 3: no solution, opposed gradients; "
-        "using Proposition C.1's weights, residual %.1e",
+        "FairGrad Tier 3: %s; using Proposition C.1's weights, residual %.1e",
+        "no solution, opposed gradients" if opposed else "no convergence",
         residual,
     )
     return FairGradResult(
@@ -220,7 +226,7 @@ def _newton(
     iterations : int
         Steps taken.
     converged : bool
-        Whether the residual is below tol or ACCEPTED.
+        Whether the residual is one of these.
     """
     hessian = np.empty(b.shape, order="F")
     hessian_diagonal = hessian.reshape(-1, order="F")[:: len(x) + 1]
@@ -232,9 +238,12 @@ def _newton(
         gradient = target - b.dot(x)  # of -f
         error = gradient / target
         squared = error.dot(error)
-        if squared <= squared_tol or (squared >= best and change <= SMALL_STEP):
-            residual = float(np.abs(error).max())
-            return x, residual, iteration, residual <= max(tol, ACCEPTED)
+        converged = squared <= squared_tol
+        if not converged and squared >= best and change <= SMALL_STEP:
+            terms = np.abs(b).dot(x) + target
+            converged = bool((np.abs(gradient) <= ROUNDING * terms).all())
+        if converged:
+            return x, float(np.abs(error).max()), iteration, True
         if iteration == max_iterations:
             break
 
@@ -251,15 +260,26 @@ def _newton(
         change = abs(relative[idamax(relative)])
 
         if change > 1.0 or not halved:
-            squared_length = x.dot(target - gradient)  # ||d||^2
-            sum_of_lengths = x.dot(np.sqrt(diagonal))  # sum_k ||w_k g_k||
-            if squared_length < (OPPOSED * sum_of_lengths) ** 2:
+            if _opposed(x, diagonal, x.dot(target - gradient)):
                 break
-            relative = _line_search(x, relative, b, gradient, target * x, beta)
-            if relative is None:
-                break
+            step_taken = _line_search(x, relative, b, gradient, target * x, beta)
+            # Where rounding hides that f falls, a short step
+            relative = np.clip(relative, -1.0, 1.0) if step_taken is None else step_taken
         x = x * np.exp(relative)
     return x, np.inf, iteration, False
+
+
+def _opposed(x: Array, diagonal: Array, squared_length: float) -> bool:
+    """Whether ||d|| has lost its digits beside sum_k ||w_k g_k||.
+
+    Parameters
+    ----------
+    x, diagonal
+        As in `_newton`.
+    squared_length : float
+        ||d||^2.
+    """
+    return bool(squared_length < (OPPOSED * x.dot(np.sqrt(diagonal))) ** 2)
 
 
 def _line_search(
@@ -389,7 +409,7 @@ def _refuse_impossible(gram: Array) -> None:
         )
 
 
-def _check(gram: Array, alpha: float, max_iterations: int) -> None:
+def _check(gram: Array, alpha: float, tol: float, max_iterations: int) -> None:
     """Raise a ValueError that says what is wrong with the arguments. gram: [K, K], fp64."""
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
         raise ValueError(
@@ -398,6 +418,9 @@ def _check(gram: Array, alpha: float, max_iterations: int) -> None:
 
     if not 0.0 < alpha < np.inf:
         raise ValueError(f"alpha is {alpha}; expected a finite number > 0, for instance 1")
+
+    if not 0.0 < tol < np.inf:
+        raise ValueError(f"tol is {tol}; expected a finite number > 0, for instance 1e-10")
 
     if max_iterations < 0:
         raise ValueError(f"max_iterations is {max_iterations}; expected 0 or more")

@@ -5,10 +5,11 @@ import multiprocessing
 import os
 import signal
 
-import metaworld
-import pytest
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and PyTorch are loaded
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of PyTorch: test files go side by side
+import metaworld  # noqa: E402
+import pytest  # noqa: E402
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a background job and its children
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
