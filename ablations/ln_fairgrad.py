@@ -45,7 +45,7 @@ OBS_DIM = 39  # 18 numbers now, 18 of the step before, 3 of the goal (B.1)
 ACTION_DIM = 4
 
 Normal.set_default_validate_args(False)  # checks would wait for the GPU, and vmap refuses them
-bar = partial(trange, leave=False, disable=None, ncols=80)  # progress, in a terminal only
+bar = partial(trange, leave=False, disable=None)  # progress, in a terminal only
 
 
 @dataclass
@@ -127,7 +127,6 @@ class Args:
             "num_steps: expected a multiple of 500": self.num_steps % EPISODE_STEPS == 0,
             "num_steps, update_epochs, eval_interval: expected more than 0": min(positive) > 0,
             "num_minibatches: expected 1 to num_steps": 1 <= self.num_minibatches <= self.num_steps,
-            "gamma, gae_lambda: expected 0 to 1": max(self.gamma, self.gae_lambda) <= 1,
             "eval_episodes: expected 1 to 50": 1 <= self.eval_episodes <= NUM_GOALS,
             "run_dir: expected the name of a directory": self.run_dir != "",
         }
@@ -195,8 +194,8 @@ def policy_loss(shared, task_params, mb, net, args):
 
     shared: the network's parameters; task_params: the task's own; mb: its samples, [n, ...].
     """
-    # Section 2: advantages normalised within the task
-    advantages = mb["advantages"]
+    # Section 2: advantages normalised within the task, in fp64 so that equal ones become 0
+    advantages = mb["advantages"].double()
     advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
 
     policy = Normal(functional_call(net, shared, mb["obs"]), task_params["log_std"].exp())
@@ -221,12 +220,12 @@ def value_loss(shared, task_params, mb, net, args):
     change = (values - mb["old_values"]).clamp(-args.clip_coef, args.clip_coef)
     errors = (values - mb["returns"]) ** 2
     clipped_errors = (mb["old_values"] + change - mb["returns"]) ** 2
-    clip_active = (clipped_errors > errors) & args.clip_vloss  # no gradient there (Remark 2)
+    clip_active = (change.abs() >= args.clip_coef) & (clipped_errors > errors) & args.clip_vloss
     loss = args.vf_coef * 0.5 * torch.where(clip_active, clipped_errors, errors).mean()
 
     return loss, {
         "losses/value": loss,
-        "losses/value_clip_fraction": clip_active.float().mean(),
+        "losses/value_clip_fraction": clip_active.float().mean(),  # no gradient there (Remark 2)
     }
 
 
@@ -292,12 +291,9 @@ def gae(rewards, values, args):
     """Advantages A and returns R = A + V [K, E, 500]. rewards: [K, E, 500], values: [K, E, 501]."""
     next_values = values[..., 1:].clone()  # the last one is of the observation after the episode
     next_values[..., -1] *= args.bootstrap_truncation
-    deltas = rewards + args.gamma * next_values - values[..., :-1]
-    advantages = torch.zeros_like(rewards)
-    advantage = 0.0
-    for t in reversed(range(rewards.shape[-1])):
-        advantage = deltas[..., t] + args.gamma * args.gae_lambda * advantage
-        advantages[..., t] = advantage
+    advantages = rewards + args.gamma * next_values - values[..., :-1]  # of one step: delta_t
+    for t in reversed(range(rewards.shape[-1] - 1)):
+        advantages[..., t] += args.gamma * args.gae_lambda * advantages[..., t + 1]
     return advantages, advantages + values[..., :-1]
 
 
@@ -369,7 +365,7 @@ def update(agent, optimizer, rollout, rng, args):
         advantages, returns = gae(rewards, values, args)  # [K, E, 500] each
         old_values = values[..., :-1]
         if repeat == 0:
-            unexplained = (returns - old_values).var((1, 2)) / returns.var((1, 2))  # [K]
+            explained = 1 - (returns - old_values).var((1, 2)) / returns.var((1, 2))  # [K]
         batch = {
             "obs": obs[:, :, :-1],
             "actions": actions,
@@ -389,7 +385,7 @@ def update(agent, optimizer, rollout, rng, args):
 
     num_updates = args.update_epochs * args.num_minibatches
     metrics = {tag: x / num_updates for tag, x in totals.items()}
-    metrics["explained_variance"] = 1 - unexplained
+    metrics["explained_variance"] = explained.nan_to_num(neginf=0)  # 0 where returns are equal
     return metrics
 
 
@@ -427,7 +423,6 @@ def play_round(envs, actor, one_hot, noise):
 @torch.no_grad()
 def worker(pipe, args, task_ids):
     """A process that plays whole episodes of its tasks, with a copy of the actor."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the main process, and that us
     torch.set_num_threads(1)
     tasks = [args.tasks[k] for k in task_ids]
     benchmarks = [metaworld.MT1(task, seed=args.seed) for task in tasks]  # 50 goals each
@@ -453,12 +448,16 @@ def start_workers(args):
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     num_workers = min(args.num_workers or cores, len(args.tasks))
     workers = []
+    with suppress(ValueError):  # in a thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit this: Ctrl-C is for us
     for w in range(num_workers):
         task_ids = np.arange(w, len(args.tasks), num_workers)  # slow tasks are often neighbours
         pipe, worker_pipe = context.Pipe()
         context.Process(target=worker, args=(worker_pipe, args, task_ids), daemon=True).start()
         worker_pipe.close()
         workers.append((pipe, task_ids))
+    with suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return workers
 
 
@@ -500,17 +499,15 @@ def evaluate(workers, agent, args, writer, step):
     metrics = {"eval_success": success, "eval/success_worst_5": np.sort(success)[:5].mean()}
     log(writer, args.tasks, step, metrics)
     print(f"{step:,} steps, success {success.mean():.3f}", flush=True)
-    return [
-        (step, task, args.eval_episodes, rate, mean_return)
-        for task, rate, mean_return in zip(args.tasks, success.tolist(), returns.tolist())
-    ]
+    rows = zip(args.tasks, success.tolist(), returns.tolist())
+    return [(step, task, args.eval_episodes, *scores) for task, *scores in rows]
 
 
 def log(writer, tasks, step, metrics):
     """Logs a number as it is, and K numbers by their tasks' names and as their mean."""
     for tag, value in metrics.items():
         value = torch.as_tensor(value).cpu().numpy()
-        if value.ndim == 1:
+        if value.ndim:
             for task, x in zip(tasks, value):
                 writer.add_scalar(f"{tag}/{task}", x, step)
             tag = f"{tag}/mean"
@@ -535,7 +532,8 @@ def save(args, agent, optimizer, collects, evals):
         "agent": agent.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    torch.save(checkpoint, run_dir / "checkpoint.tmp")
+    with open(run_dir / "checkpoint.tmp", "wb") as file:
+        torch.save(checkpoint, file)
     if args.keep_checkpoints_every and collects % args.keep_checkpoints_every == 0:
         shutil.copy(run_dir / "checkpoint.tmp", run_dir / f"checkpoint_{collects:05}.pt")
     os.replace(run_dir / "checkpoint.tmp", run_dir / "checkpoint.pt")
@@ -602,7 +600,7 @@ def main(args):
 
     torch.set_num_threads(args.torch_threads or torch.get_num_threads())
     torch.manual_seed(args.seed)
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    device = "cuda" if args.cuda and torch.cuda.is_available() else "cpu"
     agent = Agent(len(args.tasks), args.hidden_sizes).to(device)
     optimizer = torch.optim.Adam(agent.parameters(), args.learning_rate, eps=args.adam_eps)
     evals = checkpoint["evals"] if checkpoint else []  # rows of evals.csv
@@ -619,19 +617,17 @@ def main(args):
 
     for collect in range(first_collect, args.num_collects + 1):
         step = collect * args.collect_steps
-        if collect > 0:
+        if collect:
             rng = np.random.default_rng([args.seed, collect - 1])  # so that continuing is exact
             began = time.time()
             rollout = collect_rollout(workers, agent, rng, args)
-            collected = time.time()
             metrics = update(agent, optimizer, rollout, rng, args)
-            ended = time.time()
+            seconds = time.time() - began
             metrics["train_success"] = rollout["success"].mean(1)
             metrics["train_return"] = rollout["rewards"].sum(2).mean(1)
-            metrics["speed/rollout_steps_per_second"] = args.collect_steps / (collected - began)
-            metrics["speed/update_steps_per_second"] = args.collect_steps / (ended - collected)
+            metrics["speed/steps_per_second"] = args.collect_steps / seconds
             log(writer, args.tasks, step, metrics)
-            hours = (args.num_collects - collect) * (ended - began) / 3600
+            hours = (args.num_collects - collect) * seconds / 3600
             print(f"{step:,} steps, {hours:.1f} hours to go", flush=True)
 
         if step % args.eval_interval < args.collect_steps or collect == args.num_collects:
@@ -644,4 +640,4 @@ if __name__ == "__main__":
     try:
         main(parse_args())
     except (KeyboardInterrupt, OSError) as error:  # Ctrl-C, or a full disk
-        fail(repr(error))
+        fail(str(error) or repr(error))

@@ -72,7 +72,7 @@ MISTAKES = {  # test file: {name: (what stands in the scripts, what the mistake 
         "explained variance of the new values": (
             "    num_updates = args.update_epochs",
             "    values = agent.values(obs)\n"
-            "    unexplained = (returns - values[..., :-1]).var((1, 2)) / returns.var((1, 2))\n"
+            "    explained = 1 - (returns - values[..., :-1]).var((1, 2)) / returns.var((1, 2))\n"
             "    num_updates = args.update_epochs",
         ),
     },

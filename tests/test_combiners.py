@@ -82,6 +82,16 @@ def test_cagrads_weights_do_not_depend_on_the_gradients_scale():
         np.testing.assert_allclose(cagrad_weights(scale**2 * J @ J.T, 0.5), expected, rtol=1e-5)
 
 
+def test_a_vanishing_gradient_leaves_cagrad():
+    """Beside the others it counts as zero, and its weight is the mean's share."""
+    J = some_gradients(5, 200, 0)
+    J[2] *= 1e-12
+    weights = cagrad_weights(J @ J.T, 0.5)
+    assert weights[2] == pytest.approx(1 / 5 / (1 + 0.5**2))
+    J[2] = 0
+    np.testing.assert_allclose(weights, cagrad_weights(J @ J.T, 0.5), rtol=1e-5)
+
+
 def test_cagrad_against_torchjd():
     """The objective is flat at its minimum: the two agree to a part in 10^3.
 

@@ -107,9 +107,9 @@ def having(text):
 
 
 def test_carry_takes_an_edit_to_all_that_stand_below(copy):
-    edit("vanilla_mtppo", "deltas = rewards +", "deltas = 2 * rewards +")
+    edit("vanilla_mtppo", "advantages = rewards +", "advantages = 2 * rewards +")
     ladder.carry(ladder.EDGES)
-    assert having("deltas = 2 * rewards +") == {*SCRIPTS}
+    assert having("advantages = 2 * rewards +") == {*SCRIPTS}
 
     # Again before the commit, further down, and to a script that stands elsewhere
     edit("ln_popart", "# our floor", "# a floor")

@@ -117,7 +117,7 @@ def test_ratio_clip_by_hand():
         log_std=torch.tensor([0.0, -0.5, 0.3, 0.1]),
     )
     surrogate = [1.2, 0.5, 1.1, -1.5, -0.8, -0.9]
-    torch.testing.assert_close(loss, torch.tensor(-sum(surrogate) / 6))
+    assert loss.item() == pytest.approx(-sum(surrogate) / 6, rel=1e-5)
     expected = -torch.tensor([0.0, 0.5, 1.1, -1.5, 0.0, -0.9]) / 6
     torch.testing.assert_close(slopes, expected[:, None].expand(6, 4), rtol=1e-4, atol=1e-5)
     assert metrics["losses/policy"] == loss
@@ -150,8 +150,8 @@ def test_advantages_are_normalised_within_the_tasks_slice():
         given = (scale * advantages + shift).tolist()
         loss = policy_by_hand(args, ratios, given, torch.zeros(4))[0]
         assert loss.item() == pytest.approx(expected, rel=1e-3)
-    same = policy_by_hand(args, ratios, [2.0] * 4, torch.zeros(4))[0]
-    assert same.item() == 0  # and not infinite
+    same = policy_by_hand(args, [0.9] * 7, [123.456] * 7, torch.zeros(4))[0]
+    assert same.item() == 0  # where rounding of the mean in fp32 would give -0.9
 
 
 @pytest.mark.parametrize("module", [vanilla, toppo])
@@ -176,6 +176,27 @@ def test_value_clip_by_hand(module, clip):
     torch.testing.assert_close(shared["weight"].grad, 0.1 * torch.tensor([slopes]) / 4)
     assert metrics["losses/value"] == loss
     assert metrics["losses/value_clip_fraction"] == (0.5 if clip else 0.0)
+
+
+def test_value_clip_fraction_counts_no_rounding():
+    torch.manual_seed(0)
+    old_values = 300 * torch.rand(1000)
+    mb = {"obs": torch.eye(1000), "old_values": old_values, "returns": 300 * torch.rand(1000)}
+    shared = {"weight": (old_values + 0.19 * torch.randn(1000).clamp(-1, 1))[None]}
+    net = nn.Linear(1000, 1, bias=False)
+    _, metrics = vanilla.value_loss(shared, {}, mb, net, vanilla.Args())
+    assert metrics["losses/value_clip_fraction"] == 0
+
+
+def test_explained_variance_of_equal_returns_is_0():
+    args = vanilla.Args(tasks=("reach-v3",), num_steps=500, update_epochs=1, num_minibatches=1)
+    agent = vanilla.Agent(1, (4,))
+    nn.init.zeros_(agent.critic[-1].weight)
+    shapes = {"obs": (501, 40), "actions": (500, 4), "rewards": (500,)}
+    rollout = {name: np.zeros((1, 1, *shape), np.float32) for name, shape in shapes.items()}
+    optimizer = torch.optim.Adam(agent.parameters())
+    metrics = vanilla.update(agent, optimizer, rollout, np.random.default_rng(0), args)
+    assert metrics["explained_variance"] == 0
 
 
 # --- What is logged of the gradients

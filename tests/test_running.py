@@ -202,7 +202,6 @@ def test_a_dead_worker_ends_the_run():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.xfail(reason="Ctrl-C while a worker imports PyTorch prints the worker's traceback")
 def test_a_worker_ignores_ctrl_c_from_its_first_moment():
     _, process = start_one_worker()
     status = Path(f"/proc/{process.pid}/status").read_text()
@@ -334,7 +333,6 @@ def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):
     assert re.fullmatch("toppo_mt50: error: .*Not a directory.*\n", process.stderr)
 
 
-@pytest.mark.xfail(raises=RuntimeError, reason="PyTorch's own writer raises no OSError")
 def test_a_full_disk_is_an_oserror_and_leaves_the_last_checkpoint(tmp_path):
     args = toppo.Args(tasks=TASKS, hidden_sizes=(16,), run_dir=str(tmp_path))
     agent = toppo.Agent(2, args.hidden_sizes)
@@ -375,7 +373,6 @@ BAD = [  # flags, and what the message says of them
     ("--total-timesteps -1", "expected finite numbers of 0 or more"),
     ("--learning-rate inf", "expected finite numbers of 0 or more"),
     ("--ent-coef nan", "expected finite numbers of 0 or more"),
-    ("--gamma 1.01", "gamma, gae_lambda: expected 0 to 1"),
     ("--eval-episodes 0", "eval_episodes: expected 1 to 50"),
     ("--eval-episodes 51", "eval_episodes: expected 1 to 50"),
     ("--run-dir=", "run_dir: expected the name of a directory"),
