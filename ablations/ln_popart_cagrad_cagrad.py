@@ -72,7 +72,7 @@ class Args:
     gae_lambda: float = 0.97
     """lambda of generalized advantage estimation (Table B.1)"""
     bootstrap_truncation: bool = True
-    """value an episode's last observation by the critic (our choice; Meta-World+: as 0)"""
+    """bootstrap an episode's end by the critic's value (our choice; Meta-World+: 0)"""
     clip_coef: float = 0.2
     """epsilon of the ratio clip and of the value clip (Table B.1)"""
     clip_vloss: bool = True
@@ -82,7 +82,7 @@ class Args:
     ent_coef: float = 0.005
     """weight of the entropy bonus (Table B.1)"""
     max_grad_norm: float = 1.0
-    """norm that the actor's and the critic's combined gradient are each clipped to (Table B.1)"""
+    """largest norm of the actor's and of the critic's combined gradient (Table B.1)"""
     cagrad_c: float = 0.5
     """CAGrad's radius, as a share of the mean gradient's norm (C.3 gives none; our choice)"""
     hidden_sizes: tuple[int, ...] = (400, 400, 400)
@@ -94,11 +94,11 @@ class Args:
     eval_interval: int | None = None
     """environment steps between evaluations; None: 40,000 per task (Table D.11)"""
     eval_episodes: int = 50
-    """episodes per task and evaluation, each on another one of the task's 50 goals (B.1)"""
+    """episodes per task and evaluation, each on a different one of its 50 goals (B.1)"""
     keep_checkpoints_every: int = 0
-    """collects between checkpoints that are kept, as checkpoint_00010.pt; 0: none"""
+    """keep every n-th collect's checkpoint, as checkpoint_00010.pt; 0: none"""
     run_dir: str | None = None
-    """directory of the run; one that has a run continues it; None: a new one under runs/"""
+    """directory of the run, which is continued if it has one; None: a new one under runs/"""
     cuda: bool = True
     """compute on the GPU if there is one"""
     torch_threads: int = 0
@@ -202,7 +202,7 @@ class PopArt(nn.Module):
         m2 = self.m2 + batch_m2 + delta**2 * self.count * batch_count / count
         sigma = (m2 / count).sqrt().clamp_min(1e-4)  # our floor
 
-        # Preserve outputs: with new statistics and new heads every V is what it was
+        # Preserve outputs: the new heads undo the new statistics, so that no V changes
         self.scale.copy_(self.sigma * self.scale / sigma)
         self.bias.copy_((self.sigma * self.bias + self.mu - mu) / sigma)
         self.count = count
@@ -225,7 +225,7 @@ class Agent(nn.Module):
             raise ValueError("actor and critic share a layer, which would follow the actor only")
 
     def log_probs(self, obs, actions):
-        """[K, E, 500], of actions [K, E, 500, 4] in obs [K, E, 500, obs_dim]."""
+        """Log-probabilities [K, E, 500] of actions [K, E, 500, 4] in obs [K, E, 500, obs_dim]."""
         means = torch.stack([self.actor(task_obs) for task_obs in obs])
         policy = Normal(means, self.log_std.exp()[:, None, None])
         return policy.log_prob(actions).sum(-1)
@@ -244,7 +244,7 @@ def policy_loss(shared, task_params, mb, net, args):
 
     shared: the network's parameters; task_params: the task's own; mb: its samples, [n, ...].
     """
-    # Section 2: advantages normalised within the task, in fp64 so that equal ones become 0
+    # Section 2: normalised within the task; in fp64, or equal ones would not become 0
     advantages = mb["advantages"].double()
     advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
 
@@ -271,12 +271,13 @@ def value_loss(shared, task_params, mb, net, args):
     change = (values - mb["old_values"]).clamp(-args.clip_coef, args.clip_coef)
     errors = (values - mb["returns"]) ** 2
     clipped_errors = (mb["old_values"] + change - mb["returns"]) ** 2
+    # The larger error counts; where that is the clipped one there is no gradient (Remark 2)
     clip_active = (change.abs() >= args.clip_coef) & (clipped_errors > errors) & args.clip_vloss
     loss = args.vf_coef * 0.5 * torch.where(clip_active, clipped_errors, errors).mean()
 
     return loss, {
         "losses/value": loss,
-        "losses/value_clip_fraction": clip_active.float().mean(),  # no gradient there (Remark 2)
+        "losses/value_clip_fraction": clip_active.float().mean(),
     }
 
 
@@ -338,7 +339,7 @@ def cagrad_weights(G, c):
 
 
 def set_gradients(net, task_params, J, task_gradients, weights):
-    """Sets .grad: d = sum_k w_k g_k, and for task k's own parameters w_k times theirs (B.4)."""
+    """Sets .grad: d = sum_k w_k g_k if shared, w_k times its gradient if task k's own (B.4)."""
     weights = torch.from_numpy(weights).to(J, non_blocking=True)  # [K]
     d = weights @ J  # [D]
     shared = trainable(net).values()
@@ -372,7 +373,7 @@ def gradient_metrics(side, G, weights):
 
 def gae(rewards, values, args):
     """Advantages A and returns R = A + V [K, E, 500]. rewards: [K, E, 500], values: [K, E, 501]."""
-    next_values = values[..., 1:].clone()  # the last one is of the observation after the episode
+    next_values = values[..., 1:].clone()  # the last: of the observation after the last step
     next_values[..., -1] *= args.bootstrap_truncation
     advantages = rewards + args.gamma * next_values - values[..., :-1]  # of one step: delta_t
     for t in reversed(range(rewards.shape[-1] - 1)):
@@ -434,7 +435,7 @@ def update(agent, optimizer, rollout, rng, args):
     obs = torch.from_numpy(rollout["obs"]).to(device)  # [K, E, 501, obs_dim]
     actions = torch.from_numpy(rollout["actions"]).to(device)  # [K, E, 500, 4]
     rewards = torch.from_numpy(rollout["rewards"]).to(device)  # [K, E, 500]
-    old_log_probs = agent.log_probs(obs[:, :, :-1], actions)  # the rollout's, for all repeats
+    old_log_probs = agent.log_probs(obs[:, :, :-1], actions)  # of the policy that played
     task = torch.arange(len(obs), device=device)[:, None]  # [K, 1]
     totals = {}
 
@@ -544,7 +545,7 @@ def start_workers(args):
 
 
 def play(workers, actor, goals, noise=None):
-    """Plays an episode of each task on its goal of goals [K]. Returns {name: [K, ...]}."""
+    """Plays an episode of each task k, on its goal goals[k]. Returns {name: [K, ...]}."""
     parameters = parameters_to_vector(actor.parameters()).detach().cpu().numpy()
     try:
         for pipe, task_ids in workers:
@@ -586,7 +587,7 @@ def evaluate(workers, agent, args, writer, step):
 
 
 def log(writer, tasks, step, metrics):
-    """Logs a number as it is, and K numbers by their tasks' names and as their mean."""
+    """Logs a number as it is, and K numbers one per task and as their mean."""
     for tag, value in metrics.items():
         value = torch.as_tensor(value).cpu().numpy()
         if value.ndim:
@@ -637,7 +638,7 @@ def load_checkpoint(run_dir):
 
 
 def parse_args():
-    """The flags. Where --run-dir has a run, those that are not given are the run's."""
+    """The flags. Those that are not given are the run's, if --run-dir has one."""
     args = tyro.cli(Args, description=__doc__)
     checkpoint = load_checkpoint(args.run_dir)
     if checkpoint:
@@ -646,7 +647,7 @@ def parse_args():
 
 
 def open_run(args, first_collect):
-    """Writes what was started to args.json. Returns TensorBoard's writer."""
+    """Writes flags and commit to args.json. Returns TensorBoard's writer."""
     commit = None
     command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"]
     with suppress(OSError):  # there is no git
@@ -712,6 +713,7 @@ def main(args):
             hours = (args.num_collects - collect) * seconds / 3600
             print(f"{step:,} steps, {hours:.1f} hours to go", flush=True)
 
+        # At the first collect at or past each multiple of eval_interval, and at the end
         if step % args.eval_interval < args.collect_steps or collect == args.num_collects:
             evals += evaluate(workers, agent, args, writer, step)
         writer.flush()
