@@ -58,7 +58,8 @@ def grid(args, flags):
     if args.tasks:
         task_sets = {f"MT{len(args.tasks)}": ["--tasks", *args.tasks]}
     if args.jobs > 1:
-        cores = str(max(1, os.cpu_count() // args.jobs))
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        cores = str(max(1, cores // args.jobs))
         flags = ["--torch-threads", cores, "--num-workers", cores, *flags]
 
     runs = {}

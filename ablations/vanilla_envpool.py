@@ -110,7 +110,7 @@ class Args:
     """mirror TensorBoard to Weights & Biases (needs wandb)"""
 
     def __post_init__(self):
-        self.tasks = self.tasks or tuple(BENCHMARKS[self.benchmark])
+        self.tasks = tuple(self.tasks or BENCHMARKS[self.benchmark])
         if self.total_timesteps is None:
             self.total_timesteps = 2_000_000 * len(self.tasks)
         if self.eval_interval is None:
@@ -121,13 +121,13 @@ class Args:
 
         unknown = set(self.tasks) - set(MT50_V3)
         numbers = [x for x in vars(self).values() if isinstance(x, int | float)]
-        positive = (self.num_steps, self.update_epochs, self.eval_interval)
         expected = {
             f"tasks: Meta-World has no {' '.join(unknown)}": not unknown,
             "tasks: expected each once": len(set(self.tasks)) == len(self.tasks),
             "expected finite numbers of 0 or more": all(0 <= x < math.inf for x in numbers),
             "num_steps: expected a multiple of 500": self.num_steps % EPISODE_STEPS == 0,
-            "num_steps, update_epochs, eval_interval: expected more than 0": min(positive) > 0,
+            "update_epochs: expected more than 0": self.update_epochs > 0,
+            "eval_interval: expected more than 0": self.eval_interval > 0,
             "num_minibatches: expected 1 to num_steps": 1 <= self.num_minibatches <= self.num_steps,
             "eval_episodes: expected 1 to 50": 1 <= self.eval_episodes <= NUM_GOALS,
             "run_dir: expected the name of a directory": self.run_dir != "",
@@ -194,9 +194,10 @@ def policy_loss(shared, task_params, mb, net, args):
 
     shared: the network's parameters; task_params: the task's own; mb: its samples, [n, ...].
     """
-    # Section 2: normalised within the task; in fp64, or equal ones would not become 0
-    advantages = mb["advantages"].double()
-    advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+    # Section 2: normalised within the task; equal ones are 0, where rounding would make them 1
+    advantages = mb["advantages"]
+    differ = advantages.amax() > advantages.amin()
+    advantages = differ * (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
 
     policy = Normal(functional_call(net, shared, mb["obs"]), task_params["log_std"].exp())
     log_ratio = policy.log_prob(mb["actions"]).sum(-1) - mb["old_log_probs"]  # [n]
@@ -220,13 +221,13 @@ def value_loss(shared, task_params, mb, net, args):
     change = (values - mb["old_values"]).clamp(-args.clip_coef, args.clip_coef)
     errors = (values - mb["returns"]) ** 2
     clipped_errors = (mb["old_values"] + change - mb["returns"]) ** 2
-    # The larger error counts; where that is the clipped one there is no gradient (Remark 2)
-    clip_active = (change.abs() >= args.clip_coef) & (clipped_errors > errors) & args.clip_vloss
-    loss = args.vf_coef * 0.5 * torch.where(clip_active, clipped_errors, errors).mean()
+    # The larger error counts; where the clip makes it so there is no gradient (Remark 2)
+    clipped = (clipped_errors > errors) & args.clip_vloss
+    loss = args.vf_coef * 0.5 * torch.where(clipped, clipped_errors, errors).mean()
 
     return loss, {
         "losses/value": loss,
-        "losses/value_clip_fraction": clip_active.float().mean(),
+        "losses/value_clip_fraction": (clipped & (change.abs() >= args.clip_coef)).float().mean(),
     }
 
 
@@ -326,7 +327,7 @@ def update_minibatch(agent, optimizer, mb, rng, args):
     finite = np.isfinite(actor_gram + critic_gram).diagonal()
     if not finite.all():
         names = " ".join(np.array(args.tasks)[~finite])
-        fail(f"gradients that are not finite: {names}; the last checkpoint is good")
+        fail(f"gradients that are not finite: {names}")
 
     # Line 13: the mean for the critic
     critic_weights = np.full(len(args.tasks), 1 / len(args.tasks))
@@ -384,7 +385,7 @@ def update(agent, optimizer, rollout, rng, args):
 
     num_updates = args.update_epochs * args.num_minibatches
     metrics = {tag: x / num_updates for tag, x in totals.items()}
-    metrics["explained_variance"] = explained.nan_to_num(neginf=0)  # 0 where returns are equal
+    metrics["explained_variance"] = explained.nan_to_num().clamp_min(-1)  # also of equal returns
     return metrics
 
 
@@ -415,7 +416,7 @@ def play_round(envs, actor, one_hot, noise):
             next_obs, reward, _, _, info = envs[i].step(actions[i, t].clip(-1, 1))
             obs[i, t + 1, :OBS_DIM] = next_obs
             rewards[i, t] = reward
-            success[i] |= bool(info["success"])
+            success[i] |= info["success"] > 0
     return {"obs": obs, "actions": actions, "rewards": rewards, "success": success}
 
 

@@ -17,7 +17,8 @@ MINIBATCH = (
     "            mb = {name: x[task, index] for name, x in samples.items()}  # [K, n, ...]\n"
 )
 NORMALISED = (
-    "    advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)\n"
+    "    advantages = differ * (advantages - advantages.mean())"
+    " / (advantages.std(correction=0) + 1e-8)\n"
 )
 CRITIC_CLIP = "clip_grad_norm_([*agent.critic.parameters(), *head.values()], args.max_grad_norm)"
 ACTOR_CLIP = "clip_grad_norm_([*agent.actor.parameters(), *log_std.values()], args.max_grad_norm)"

@@ -384,7 +384,8 @@ def plain_update(variant, args, state, rollout, rng):
 
         if repeat == 0:
             unexplained = (returns - values).var(dim=1, correction=0)
-            log["explained_variance"] = 1 - unexplained / returns.var(dim=1, correction=0)
+            explained = 1 - unexplained / returns.var(dim=1, correction=0)
+            log["explained_variance"] = explained.clamp(min=-1)
             # The statistics see each collect once.
             if variant.popart != "none":
                 popart_update(variant, args, state, returns)

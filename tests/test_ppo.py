@@ -188,15 +188,21 @@ def test_value_clip_fraction_counts_no_rounding():
     assert metrics["losses/value_clip_fraction"] == 0
 
 
-def test_explained_variance_of_equal_returns_is_0():
-    args = vanilla.Args(tasks=("reach-v3",), num_steps=500, update_epochs=1, num_minibatches=1)
+@pytest.mark.parametrize(("reward", "expected"), [(0, 0), (1, -1)])
+def test_explained_variance_of_equal_returns_is_no_huge_number(reward, expected):
+    """The critic says 0, or numbers near it; that returns are A + V rounds those of 1."""
+    few = {"num_steps": 500, "update_epochs": 1, "num_minibatches": 1, "gamma": 0.0}
+    args = vanilla.Args(tasks=("reach-v3",), **few)
+    torch.manual_seed(0)
     agent = vanilla.Agent(1, (4,))
-    nn.init.zeros_(agent.critic[-1].weight)
+    nn.init.normal_(agent.critic[-1].weight, std=reward)
     shapes = {"obs": (501, 40), "actions": (500, 4), "rewards": (500,)}
-    rollout = {name: np.zeros((1, 1, *shape), np.float32) for name, shape in shapes.items()}
+    rng = np.random.default_rng(0)
+    rollout = {name: rng.standard_normal((1, 1, *x), np.float32) for name, x in shapes.items()}
+    rollout["rewards"][:] = reward
     optimizer = torch.optim.Adam(agent.parameters())
-    metrics = vanilla.update(agent, optimizer, rollout, np.random.default_rng(0), args)
-    assert metrics["explained_variance"] == 0
+    metrics = vanilla.update(agent, optimizer, rollout, rng, args)
+    assert metrics["explained_variance"] == expected
 
 
 # --- What is logged of the gradients

@@ -364,7 +364,7 @@ BAD = [  # flags, and what the message says of them
     ("--tasks reach-v3 push-v3 reach-v3", "tasks: expected each once"),
     ("--reward-version v3", "'v3' for argument '--reward-version'"),
     ("--num-steps 499", "num_steps: expected a multiple of 500"),
-    ("--num-steps 0", "expected more than 0"),
+    ("--num-steps 0", "num_minibatches: expected 1 to num_steps"),
     ("--num-steps 1e4", "--num-steps: invalid literal"),
     ("--update-epochs 0", "expected more than 0"),
     ("--eval-interval 0", "expected more than 0"),

@@ -65,6 +65,8 @@ def main():
     args = tyro.cli(Args, description=__doc__)
     for run in run_directories(args.runs):
         target = args.out / run.resolve().name
+        if target.exists():
+            fail(f"{target} is there already; remove it first, or choose another --out")
         compact(run, target)
         if args.actor:
             write_actor(run, target)
