@@ -3,6 +3,7 @@
 After an edit of the lesson `python tests/test_lesson.py` runs it and writes its outputs.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def read():
 
 def execute(notebook):
     """Runs the notebook's cells in docs/. An error in one raises."""
+    os.environ.pop("MPLBACKEND", None)  # EnvPool sets it when it is loaded: no pictures then
     NotebookClient(
         notebook,
         timeout=300,
