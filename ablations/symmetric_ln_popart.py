@@ -434,7 +434,7 @@ def update(agent, optimizer, rollout, rng, args):
 
     num_updates = args.update_epochs * args.num_minibatches
     metrics = {tag: x / num_updates for tag, x in totals.items()}
-    metrics["explained_variance"] = explained.nan_to_num().clamp_min(-1)  # also of equal returns
+    metrics["explained_variance"] = explained.nan_to_num().clamp_min(-1)  # at least -1, never NaN
     metrics["popart_mu"] = agent.popart.mu
     metrics["popart_sigma"] = agent.popart.sigma
     return metrics
