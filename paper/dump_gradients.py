@@ -1,4 +1,4 @@
-"""Dumps what a run's per-task gradients were, for the figures of grams.py and mechanisms.py.
+"""Dumps what a run's per-task gradients were, for the figures of grams.py.
 
     python toppo_mt50.py --benchmark MT10 --keep-checkpoints-every 3 --run-dir runs/NAME
     python paper/dump_gradients.py runs/NAME

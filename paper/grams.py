@@ -7,6 +7,7 @@ Writes grams.md, a row of numbers for each dump, and for each task set and rewar
 
     grams          Figure D.1, and 3 in its first row: Grams of a critic without LN and of one with
     shares         Figure D.3: mean cosine, largest share by the mean and by FairGrad
+    mechanism      one minibatch: each task's share of the step by the mean and by FairGrad
 
 Columns of grams.md are Figure D.4, w_k (G w)_k of raw gradients and of PopArt's, and Figure D.5,
 how far a step moves when gradients are rescaled. Raw gradients are PopArt's times sigma_k^2
@@ -204,6 +205,25 @@ def draw_shares(table, path):
     ).set_titles("{col_name}").set_axis_labels(y_var="").savefig(path, dpi=80)  # fmt: skip
 
 
+def draw_mechanism(dumps, path):
+    """Shares in the dump halfway through the first run that has PopArt, or else the first run."""
+    own = dumps[dumps.run == dumps.run[dumps.popart.idxmax()]]
+    dump = own.iloc[len(own) // 2]
+    both = {
+        "the mean": 100 * shares(dump.G, mean_weights(dump.G)),
+        "FairGrad": 100 * shares(dump.G, fair_weights(dump.G)),
+    }
+    table = pd.DataFrame(both, index=dump.names).sort_values("the mean")
+    figure, axes = plt.subplots(1, 2, figsize=(7, 3.2), sharey=True, layout="constrained")
+    for axis, rule, colour in zip(axes, table, ("0.7", "#0072B2")):
+        axis.barh(table.index, table[rule], height=0.7, color=colour)
+        axis.set(title=rule, xlim=(0, 1.05 * table.max(axis=None)))
+        axis.axvline(100 / len(table), color="black", linestyle="--")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("share of the tasks' weighted gradient norms, %; dashed: equal shares")
+    figure.savefig(path, dpi=130)
+
+
 def main():
     args = tyro.cli(Args, description=__doc__)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -217,6 +237,7 @@ def main():
         where = f"{tasks}_{reward}.png".replace(" ", "_")
         draw_grams(dumps, args.out / f"grams_{where}")
         draw_shares(table, args.out / f"shares_{where}")
+        draw_mechanism(dumps, args.out / f"mechanism_{where}")
         plt.close("all")
     (args.out / "grams.md").write_text("\n".join(page))
     print(f"wrote {args.out}/grams.md and its pictures")

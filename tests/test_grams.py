@@ -17,7 +17,6 @@ from scripts import ROOT
 sys.path.insert(0, str(ROOT / "paper"))
 import dump_gradients  # noqa: E402
 import grams  # noqa: E402
-import mechanisms  # noqa: E402
 
 ABC = ["a-v3", "b-v3", "c-v3"]
 J = np.array([[3.0, 0, 0], [0, 4, 0], [3, 4, 12]])  # norms 3, 4, 13; cosines 0, 3/13, 4/13
@@ -96,7 +95,7 @@ def test_how_far_the_mean_moves():
 def test_page_and_pictures(runs, tmp_path, monkeypatch):
     call(monkeypatch, grams, runs, "--out", tmp_path)
     written = sorted(file.name for file in tmp_path.iterdir())
-    pictures = [f"{name}_a_b_c_V2.png" for name in ("grams", "shares")]
+    pictures = [f"{name}_a_b_c_V2.png" for name in ("grams", "mechanism", "shares")]
     assert written == sorted([*pictures, "grams.md"])
     page = (tmp_path / "grams.md").read_text()
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
@@ -126,51 +125,19 @@ def test_grams_have_their_tasks_in_one_order(runs, tmp_path):
 
 def test_without_dumps_it_says_how_to_make_some(runs, tmp_path, monkeypatch):
     bare = shutil.copytree(runs / "ln", tmp_path / "bare", ignore=lambda *_: ["gradients"])
-    for module in (grams, mechanisms):
-        with pytest.raises(SystemExit, match="no gradient dumps; python paper/dump_gradients.py"):
-            call(monkeypatch, module, bare, "--out", tmp_path)
+    with pytest.raises(SystemExit, match="no gradient dumps; python paper/dump_gradients.py"):
+        call(monkeypatch, grams, bare, "--out", tmp_path)
 
 
-# --- mechanisms.py
-
-
-def test_cosines_with_the_step():
-    d = FAIR @ J
-    expected = J @ d / (np.linalg.norm(J, axis=1) * np.linalg.norm(d))
-    np.testing.assert_allclose(mechanisms.cosines_with_step(J @ J.T, FAIR), expected)
-
-
-def test_mechanisms_of_small_runs(runs, tmp_path, monkeypatch, capsys):
-    call(monkeypatch, mechanisms, runs, "--out", tmp_path)
-    first, *lines = capsys.readouterr().out.splitlines()
-    assert first == "a b c, 0.2 M steps, 2 dumps a run"  # TOPPO has none at the start
-    ln, popart, fairgrad, pcgrad = (line.split(": ", 1)[1] for line in lines)
-    assert ln.startswith("mean cosine 0.18, with LN-c 0.18; mean size 0.18, with LN-c 0.18")
-    assert ln.endswith("smaller in 0 of 2")
-    # At 0.2 M only a and b have gradients, of norms 3 and 4, which are orthogonal
-    assert popart == "largest / smallest norm 5, with PopArt 1; smaller in 2 of 2"
-    assert fairgrad == "largest share 57 %, with FairGrad 50 %; smaller in 2 of 2"
-    assert pcgrad.startswith("0 % of the pairs in conflict; lowest cosine with the step 0.00")
-
-
-def test_both_sides_of_a_picture_have_the_same_tasks(runs):
-    shown = mechanisms.at_shared_steps(grams.read_dumps([runs]))
-    figure, _ = mechanisms.layer_norm(shown, 0)
-    before, after = (axis.images[0].get_array() for axis in figure.axes[:2])
-    np.testing.assert_allclose(before.filled(0), after.filled(0))
-    figure, _ = mechanisms.popart(shown, 0)
-    widths = [[bar.get_width() for bar in axis.patches] for axis in figure.axes]
-    np.testing.assert_allclose(widths[0], np.array([3, 13, 16]) / 16)  # a, c, b
-    np.testing.assert_allclose(widths[1], np.array([3, 13, 4]) / 13)
-    mechanisms.plt.close("all")
-
-
-def test_mechanisms_of_real_runs(tmp_path, monkeypatch):
-    real = [ROOT / f"results/mt10/{script}__1" for script in mechanisms.SCRIPTS]
-    call(monkeypatch, mechanisms, *real, "--out", tmp_path)
-    for name in ("ln", "popart", "fairgrad", "pcgrad"):
-        assert (tmp_path / f"mechanism_{name}.png").stat().st_size < 80_000
-        assert (ROOT / f"docs/figures/mechanism_{name}.png").exists()
+def test_mechanism_of_one_minibatch(runs, tmp_path):
+    grams.draw_mechanism(grams.read_dumps([runs]), tmp_path / "picture.png")
+    mean, fair = grams.plt.gcf().axes
+    assert [label.get_text() for label in mean.get_yticklabels()] == ["a", "b", "c"]
+    for axis, w in ((mean, np.ones(3)), (fair, FAIR)):
+        lengths = w * [3, 4, 13]
+        shown = [bar.get_width() for bar in axis.patches]
+        np.testing.assert_allclose(shown, 100 * lengths / lengths.sum())
+    grams.plt.close("all")
 
 
 # --- dump_gradients.py
