@@ -16,7 +16,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "paper"))
 from curves import scalars  # noqa: E402
-from tables import ORDER, load, markdown, papers, sections, worst  # noqa: E402
+from tables import ORDER, load, markdown, papers, worst  # noqa: E402
 
 EVALS = load([ROOT / "results"])
 SLOT = re.compile(r"(<!--= (.+?) -->)(\n?)(.*?)<!--/-->", re.S)
@@ -54,6 +54,12 @@ def one(run, millions, worst_k=None, task=None):
     return f"{worst(success, worst_k or len(success)):.1f}"
 
 
+def unsolved(run, millions):
+    """How many tasks have no success in a single run."""
+    end = EVALS[(EVALS.run == str(ROOT / "results" / run)) & (EVALS.step == millions * 1e6)]
+    return (end.success == 0).sum()
+
+
 @cache
 def log(run):
     return scalars(ROOT / "results" / run).pivot(index="step", columns="tag", values="value")
@@ -65,12 +71,12 @@ def logged(run, tag, millions, digits=2):
 
 
 def ladder(tasks, *millions):
-    """The rungs with the value clip, and those without it that have runs: every seed's success,
-    behind strokes that of the five and ten worst tasks where they have any. The paper's means."""
+    """The rungs that have runs, with the value clip and without: every seed's success, after a
+    slash that of the five and ten worst tasks where they have any. The paper's means."""
     there = set(EVALS.method[EVALS.tasks == tasks])
     rows = {}
     for method in [*ORDER[:6], *(f"{rung}, no value clip" for rung in ORDER[:6])]:
-        if method in ORDER or method in there:
+        if method in there:
             rows[method] = [with_tail(method, tasks, m) for m in millions]
         theirs = [papers(method, tasks, "V2", m) for m in millions]
         if set(theirs) != {"–"}:
@@ -91,12 +97,6 @@ def changes(*rows):
     }
     table = pd.DataFrame(cells, ["at", "default, each seed", "changed"]).T
     return markdown(table.rename_axis("change"))
-
-
-@cache
-def table(title):
-    """A table of paper/tables.py, by the beginning of its title."""
-    return next(markdown(x) for t, x in sections(EVALS) if t.startswith(title))
 
 
 def filled(text):
