@@ -47,17 +47,20 @@ def lead(method, other, *which):
     return f"{runs(method, *which).mean() - runs(other, *which).mean():.1f}"
 
 
+def evaluation(run, millions):
+    return EVALS[(EVALS.run == str(ROOT / "results" / run)) & (EVALS.step == millions * 1e6)]
+
+
 def one(run, millions, worst_k=None, task=None):
     """Success in a single run of results/: of all its tasks, of the worst or of one."""
-    end = EVALS[(EVALS.run == str(ROOT / "results" / run)) & (EVALS.step == millions * 1e6)]
+    end = evaluation(run, millions)
     success = end.success[end.task == task] if task else end.success
     return f"{worst(success, worst_k or len(success)):.1f}"
 
 
 def unsolved(run, millions):
     """How many tasks have no success in a single run."""
-    end = EVALS[(EVALS.run == str(ROOT / "results" / run)) & (EVALS.step == millions * 1e6)]
-    return (end.success == 0).sum()
+    return (evaluation(run, millions).success == 0).sum()
 
 
 @cache
