@@ -38,10 +38,6 @@ def mean(*which):
     return f"{runs(*which).mean():.1f}".replace("nan", "–")
 
 
-def low_high(*which):
-    return f"{runs(*which).min():.1f} to {runs(*which).max():.1f}"
-
-
 def lead(method, other, *which):
     """Difference of two methods' means, in points."""
     return f"{runs(method, *which).mean() - runs(other, *which).mean():.1f}"
