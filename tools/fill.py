@@ -94,7 +94,7 @@ def changes(*rows):
         f"{m}, {tasks}": [f"{at:g} M", each(m.split(", ")[0], tasks, at), each(m, tasks, at)]
         for m, tasks, at in rows
     }
-    table = pd.DataFrame(cells, ["at", "default, each seed", "changed"]).T
+    table = pd.DataFrame(cells, ["at", "default, each run", "changed"]).T
     return markdown(table.rename_axis("change"))
 
 
