@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import metaworld
 import pytest
 import torch
 
@@ -35,7 +36,9 @@ def test_prints_its_table(name):
             assert re.fullmatch(r"\s*\d[\d,.]*(e[+-]\d+)?×?\s*", cell), (row, cell)
 
 
-def test_rollouts_play():
+def test_rollouts_play(monkeypatch):
+    # make_vec's num_goals stays set in Meta-World, for the tests after this one, too
+    monkeypatch.setattr(metaworld, "_N_GOALS", metaworld._N_GOALS)
     args = rollout.Args(goals=1)
     rollout.vector_rollout("sync", args)(2)
     rollout.script_rollout(rollout.vanilla_mtppo, args)(500)
